@@ -1,0 +1,30 @@
+"""ODE and fixed-point solvers for batched fields in PyTorch. Knows nothing of what it integrates.
+
+    solution = solvers.solve(field, y0, t1=5.0, solver="rk4", args=args)
+
+`available()` lists the solvers, `adjoints.available()` the ways to differentiate through them.
+"""
+
+from solvers import adjoints as adjoints
+from solvers.adjoints import Checkpointed as Checkpointed
+from solvers.adjoints import Direct as Direct
+from solvers.catalogue import available as available
+from solvers.catalogue import get as get
+from solvers.catalogue import register as register
+from solvers.euler import Euler as Euler
+from solvers.exponential_euler import ExponentialEuler as ExponentialEuler
+from solvers.field import Field as Field
+from solvers.fixed_point import FixedPoint as FixedPoint
+from solvers.heun import Heun as Heun
+from solvers.integrate import solve as solve
+from solvers.midpoint import Midpoint as Midpoint
+from solvers.nesterov import Nesterov as Nesterov
+from solvers.registry import Registry as Registry
+from solvers.rk4 import RK4 as RK4
+from solvers.solution import Solution as Solution
+from solvers.solution import SolverError as SolverError
+from solvers.solution import SolverWarning as SolverWarning
+from solvers.solution import Status as Status
+from solvers.solver import Solver as Solver
+from solvers.steady_state import SteadyState as SteadyState
+from solvers.tableau import ButcherTableau as ButcherTableau

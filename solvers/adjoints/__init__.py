@@ -1,0 +1,14 @@
+"""How gradients get back through a solve: `get`, `available`, `register` by name, like the solvers themselves."""
+
+from solvers.adjoints.adjoint import Adjoint as Adjoint
+from solvers.adjoints.checkpointed import Checkpointed as Checkpointed
+from solvers.adjoints.direct import Direct as Direct
+from solvers.registry import Registry
+
+_registry: Registry[Adjoint] = Registry("adjoint", Adjoint)  # type: ignore[type-abstract]
+_registry.register("direct", Direct)
+_registry.register("checkpointed", Checkpointed)
+
+get = _registry.get
+available = _registry.available
+register = _registry.register

@@ -1,0 +1,25 @@
+"""What a solver integrates: any callable `field(t, y, args) -> dy/dt`.
+
+A field may offer more than its value. Solvers that need it look it up by name and otherwise refuse with a sentence:
+
+=======================  ==========================================================  ======================
+attribute                meaning                                                     asked for by
+=======================  ==========================================================  ======================
+`linear_rate`            the number c in f(t, y) = -c y + g(t, y)                    `ExponentialEuler`
+`contractive`            True: trajectories approach each other as time goes on      `Continuous` (warns)
+=======================  ==========================================================  ======================
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Field(Protocol):
+    """The right-hand side of dy/dt = f(t, y, args).
+
+    `t` is a scalar tensor, or one time per sample shaped to broadcast against `y`. `y` is one tensor, batch first:
+    `y[i]` is a problem of its own. The result has the shape of `y`.
+    """
+
+    def __call__(self, t: Tensor, y: Tensor, args: Any, /) -> Tensor: ...

@@ -1,0 +1,96 @@
+"""What fixed-step solvers share: the grid, and the explicit Runge-Kutta step."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from solvers.checks import positive_int, positive_number
+from solvers.field import Field
+from solvers.solver import Problem
+from solvers.stepping import Grid, Interpolation, Memory, SteppingSolver
+from solvers.tableau import ButcherTableau
+
+_WHOLE = 1e-9  # t1 - t0 within this of a multiple of dt counts as that multiple
+
+
+@dataclass(frozen=True)
+class FixedStepSolver(SteppingSolver):
+    """Equal steps: `num_steps` of them, or as many of length `dt` as fit, the last one cut to end at t1.
+
+    With neither, dt = 1. The number of steps is a Python integer, so that a solve traces under torch.compile.
+    """
+
+    num_steps: int | None = None
+    dt: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps is not None and self.dt is not None:
+            raise ValueError(
+                f"num_steps={self.num_steps} and dt={self.dt} were both given; each fixes the grid, so give one of them"
+            )
+        if self.num_steps is not None:
+            positive_int("num_steps", self.num_steps)
+        if self.dt is not None:
+            positive_number("dt", self.dt)
+
+    def grid(self, problem: Problem) -> Grid:
+        t0, t1 = problem.t0, problem.t1
+        if math.isinf(t1):
+            return self._open_grid(problem)
+        if t0 == t1:
+            return Grid([t0], open_ended=False)
+        if self.num_steps is not None:
+            steps, dt = self.num_steps, (t1 - t0) / self.num_steps
+        else:
+            dt = math.copysign(self.dt or 1.0, t1 - t0)
+            steps = max(1, math.ceil((t1 - t0) / dt - _WHOLE))
+        return Grid([*(t0 + n * dt for n in range(steps)), t1], open_ended=False)
+
+    def _open_grid(self, problem: Problem) -> Grid:
+        name = type(self).__name__
+        if problem.until is None:
+            raise ValueError(
+                f"{name} cannot reach t1={problem.t1}: give a finite t1, until=SteadyState(...), or a relaxation "
+                "solver such as 'nesterov'"
+            )
+        if self.num_steps is not None:
+            raise ValueError(f"{name}(num_steps={self.num_steps}) cannot divide t1={problem.t1}; give dt instead")
+        dt = math.copysign(self.dt or 1.0, problem.t1)
+        return Grid([problem.t0 + n * dt for n in range(problem.until.max_steps + 1)], open_ended=True)
+
+
+@dataclass(frozen=True)
+class ExplicitRungeKutta(FixedStepSolver):
+    """Runs a `tableau`; the methods themselves are data."""
+
+    tableau: ClassVar[ButcherTableau]
+
+    @property
+    def order(self) -> int:
+        return self.tableau.order
+
+    @property
+    def evals_per_step(self) -> int:
+        return self.tableau.num_stages
+
+    @property
+    def interpolation(self) -> Interpolation:
+        return "linear" if self.order == 1 else "hermite"
+
+    def step(
+        self, field: Field, t: Tensor, dt: float, y: Tensor, rate: Tensor, memory: Memory, args: Any
+    ) -> tuple[Tensor, Memory]:
+        rates = [rate]
+        for row, node in zip(self.tableau.a, self.tableau.c[1:], strict=True):
+            rates.append(field(t + node * dt, _combine(y, dt, row, rates), args))
+        return _combine(y, dt, self.tableau.b, rates), memory
+
+
+def _combine(y: Tensor, dt: float, weights: tuple[float, ...], rates: list[Tensor]) -> Tensor:
+    """y + dt sum_i w_i k_i, one fused multiply-add per non-zero weight."""
+    for weight, rate in zip(weights, rates, strict=True):
+        if weight:
+            y = y.add(rate, alpha=dt * weight)
+    return y

@@ -1,0 +1,155 @@
+"""`solve`: the one entry point."""
+
+import itertools
+import math
+import warnings
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from solvers import adjoints, catalogue
+from solvers.adjoints import Adjoint
+from solvers.field import Field
+from solvers.solution import Solution, SolverError, SolverWarning, Status
+from solvers.solver import Problem, Solver
+from solvers.steady_state import SteadyState
+from solvers.tree import cast_floating, tensors
+
+OnFailure = Literal["last", "raise", "nan"]
+
+
+def solve(
+    field: Field,
+    y0: Tensor,
+    t1: float = math.inf,
+    solver: str | Solver = "euler",
+    args: Any = None,
+    *,
+    t0: float = 0.0,
+    adjoint: str | Adjoint = "direct",
+    save_at: Tensor | Literal["steps"] | None = None,
+    until: SteadyState | None = None,
+    on_failure: OnFailure = "last",
+) -> Solution:
+    """Integrate dy/dt = field(t, y, args) from y(t0) = y0 to t1.
+
+    The arithmetic is done in the widest floating point type among `y0` and the tensors of `args`, in float32 at
+    least, whatever the autocast state; the result has the type of `y0`.
+
+    Args:
+        field: the right-hand side; see `solvers.field`.
+        y0: initial states, (batch, ...), floating point. Each y0[i] is a problem of its own.
+        t1: the end; before t0 it integrates backwards. Relaxation solvers return the limit t1 -> inf whatever it is;
+            others accept t1 = inf with `until` only.
+        solver: a name out of `solvers.available()` or an object such as `RK4(num_steps=8)`. A bare fixed-step name
+            takes steps of dt = 1.
+        args: passed on to the field: any nesting of tuples, dicts and tensors. Gradients reach every tensor in it.
+        t0: the start.
+        adjoint: how gradients get back: a name out of `solvers.adjoints.available()` or an object.
+        save_at: None saves the end only, a 1-d tensor of times in the direction of integration these, "steps" every
+            step from y0 on.
+        until: stop each sample at its steady state.
+        on_failure: for samples that fail, "last" returns the last state and warns once, "raise" raises a
+            SolverError, "nan" fills them with NaN. The status tells in all cases.
+
+    Returns:
+        a `Solution`.
+
+    Raises:
+        ValueError: input that states no problem, or a combination that is not defined; the message says what is.
+        SolverError: a sample failed and on_failure="raise".
+    """
+    solver = catalogue.get(solver)
+    adjoint = adjoints.get(adjoint)
+    if on_failure not in get_args(OnFailure):
+        raise ValueError(f"on_failure must be one of {', '.join(get_args(OnFailure))}, got {on_failure!r}")
+    if until is not None and not isinstance(until, SteadyState):
+        raise ValueError(f"until must be a SteadyState(rtol, atol) or None, got {until!r}")
+    _check_state(y0)
+    t0, t1 = _check_interval(t0, t1)
+    problem = Problem(field, t0, t1, _check_save_at(save_at, t0, t1), until)
+
+    dtype = _solve_dtype(y0, args)
+    with torch.autocast(y0.device.type, enabled=False):
+        solution = adjoint.solve(solver.loop(problem), y0.to(dtype), cast_floating(args, dtype))
+    return _handle_failure(_in_dtype(solution, y0.dtype), on_failure)
+
+
+def _check_state(y0: Tensor) -> None:
+    if not isinstance(y0, Tensor) or not y0.is_floating_point():
+        got = f"dtype {y0.dtype}" if isinstance(y0, Tensor) else type(y0).__name__
+        raise ValueError(f"y0 must be a floating point tensor, got {got}")
+    if y0.ndim == 0:
+        raise ValueError("y0 must be batched, (batch, ...), got a scalar; use y0[None] for a single problem")
+
+
+def _check_interval(t0: float, t1: float) -> tuple[float, float]:
+    for name, value in (("t0", t0), ("t1", t1)):
+        if (isinstance(value, Tensor) and value.numel() != 1) or isinstance(value, str | bool | None):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+    t0, t1 = float(t0), float(t1)
+    if not math.isfinite(t0) or math.isnan(t1):
+        raise ValueError(f"t0 must be finite and t1 a number, got t0={t0}, t1={t1}")
+    return t0, t1
+
+
+def _check_save_at(
+    save_at: Tensor | Literal["steps"] | None, t0: float, t1: float
+) -> tuple[float, ...] | Literal["steps"] | None:
+    if save_at is None or isinstance(save_at, str):
+        if save_at not in (None, "steps"):
+            raise ValueError(f"save_at must be None, 'steps' or a 1-d tensor of times, got {save_at!r}")
+        return save_at
+    times = torch.as_tensor(save_at, dtype=torch.float64)
+    if times.ndim != 1 or len(times) == 0:
+        raise ValueError(f"save_at must be a 1-d tensor of at least one time, got shape {tuple(times.shape)}")
+    values = tuple(times.tolist())
+    direction = -1 if t1 < t0 else 1
+    ordered = all(direction * a <= direction * b for a, b in itertools.pairwise(values))
+    low, high = min(t0, t1), max(t0, t1)
+    slack = 1e-6 * max(1.0, abs(t0), abs(t1)) if math.isfinite(t1) else 0.0  # float32 times of a float64 interval
+    if not ordered or not all(low - slack <= value <= high + slack for value in values):
+        raise ValueError(
+            f"save_at must lie between t0={t0} and t1={t1}, in the direction of integration, got {_shorten(values)}"
+        )
+    return tuple(min(max(value, low), high) for value in values)
+
+
+def _shorten(values: tuple[float, ...], limit: int = 8) -> str:
+    shown = ", ".join(f"{value:g}" for value in values[:limit])
+    return f"({shown}{', ...' if len(values) > limit else ''})"
+
+
+def _solve_dtype(y0: Tensor, args: Any) -> torch.dtype:
+    dtype = torch.promote_types(y0.dtype, torch.float32)
+    for leaf in tensors(args):
+        if leaf.is_floating_point():
+            dtype = torch.promote_types(dtype, leaf.dtype)
+    return dtype
+
+
+def _in_dtype(solution: Solution, dtype: torch.dtype) -> Solution:
+    if solution.y1.dtype == dtype:
+        return solution
+    return Solution(solution.ts, solution.ys.to(dtype), solution.y1.to(dtype), solution.status, solution.stats)
+
+
+def _handle_failure(solution: Solution, on_failure: OnFailure) -> Solution:
+    if on_failure == "nan":  # no question asked, so it traces
+        bad = ~solution.success.view(-1, *[1] * (solution.y1.ndim - 1))
+        ys, y1 = (torch.where(bad, float("nan"), states) for states in (solution.ys, solution.y1))
+        return Solution(solution.ts, ys, y1, solution.status, solution.stats)
+    if _is_traced(solution.status) or bool(solution.success.all()):
+        return solution
+    if on_failure == "raise":
+        failed = int((~solution.success).sum())
+        raise SolverError(f"{failed} of {len(solution.status)} samples failed.\n{solution.describe()}")
+    worst = Status(int(solution.status.max()))
+    warnings.warn(f"{worst.name}: {worst.advice}", SolverWarning, stacklevel=3)
+    return solution
+
+
+def _is_traced(status: Tensor) -> bool:
+    """Whether values cannot be looked at: under torch.compile, torch.export and torch.func.vmap."""
+    return torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(status)

@@ -1,0 +1,49 @@
+"""What relaxation methods share: they iterate T(y) = y + f(y) to its fixed point, where the flow comes to rest."""
+
+import math
+from dataclasses import dataclass
+
+from solvers.checks import positive_int
+from solvers.solver import Problem
+from solvers.steady_state import SteadyState
+from solvers.stepping import Grid, Interpolation, SteppingSolver
+
+
+@dataclass(frozen=True)
+class RelaxationSolver(SteppingSolver):
+    """Iterates until max|f(y)| <= atol + rtol max|y|, sample by sample.
+
+    The answer is the limit t1 -> inf whatever `t1` says. Time counts iterations, so `save_at` times are iteration
+    numbers. `until`, where given, replaces this solver's own tolerances.
+
+    Args:
+        max_steps: limit of iterations; a sample that reaches it has the status MAX_STEPS_REACHED.
+        rtol, atol: the tolerance; the defaults lie a little above the rounding noise of float32.
+    """
+
+    max_steps: int = 2000
+    rtol: float = 1e-5
+    atol: float = 1e-6
+
+    @property
+    def evals_per_step(self) -> int:
+        return 1
+
+    @property
+    def interpolation(self) -> Interpolation:
+        return "linear"
+
+    def __post_init__(self) -> None:
+        positive_int("max_steps", self.max_steps)
+        self._tolerance()
+
+    def _tolerance(self) -> SteadyState:
+        return SteadyState(rtol=self.rtol, atol=self.atol)
+
+    def grid(self, problem: Problem) -> Grid:
+        if problem.t1 == -math.inf:
+            raise ValueError(f"{type(self).__name__} looks for the limit t1 -> inf, got t1={problem.t1}")
+        return Grid([problem.t0 + n for n in range(self.max_steps + 1)], open_ended=True)
+
+    def stopping_rule(self, problem: Problem) -> SteadyState:
+        return problem.until or self._tolerance()

@@ -1,0 +1,54 @@
+"""What a solver is: a small frozen dataclass that owns no parameters and builds the loop that integrates a field."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from solvers.field import Field
+from solvers.solution import Solution
+from solvers.steady_state import SteadyState
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An initial value problem as a solver sees it, validated and in the precision of the solve.
+
+    `save_at` is None (only the end), "steps", or times in the direction of integration.
+    """
+
+    field: Field
+    t0: float
+    t1: float
+    save_at: tuple[float, ...] | Literal["steps"] | None
+    until: SteadyState | None
+
+
+class Loop(ABC):
+    """The integration of one `Problem`, still to be run. Adjoints are handed this and decide how it is run."""
+
+    problem: Problem
+
+    @abstractmethod
+    def run(self, y0: Tensor, args: Any) -> Solution:
+        """Integrate from `y0`; differentiable by plain backpropagation where the solver's arithmetic is torch's."""
+
+
+class Solver(ABC):
+    """Base of all solvers. Concrete ones are frozen dataclasses registered by name."""
+
+    @abstractmethod
+    def loop(self, problem: Problem) -> Loop:
+        """The loop for `problem`; a ValueError where this solver cannot take it on."""
+
+
+def require(field: Field, name: str, solver: Solver, meaning: str) -> Any:
+    """An optional attribute of a field that `solver` cannot work without."""
+    value = getattr(field, name, None)
+    if value is None:
+        raise ValueError(
+            f"{type(solver).__name__} needs `{name}` of the field ({meaning}), which {type(field).__name__} does not "
+            "offer; define it, or choose a solver that needs only the field's value, such as 'rk4'"
+        )
+    return value

@@ -1,0 +1,47 @@
+"""The stopping rule |f| <= atol + rtol |y|."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solvers.checks import non_negative_number, positive_int
+
+
+def max_norm(y: Tensor) -> Tensor:
+    """Largest magnitude per sample, (batch,), outside the autograd graph. NaN counts as the largest."""
+    y = y.detach()
+    if y.ndim == 1:
+        return y.abs()
+    if y.numel() == 0:
+        return y.new_zeros(y.shape[0])
+    return torch.linalg.vector_norm(y.flatten(1), ord=float("inf"), dim=1)
+
+
+@dataclass(frozen=True)
+class SteadyState:
+    """Stop each sample by itself when max|f(y)| <= atol + rtol max|y|; reaching it is success.
+
+    The norms are maxima over a sample, so the rule neither depends on its size nor on its batch mates. Defaults lie a
+    little above the rounding noise of float32.
+
+    Args:
+        rtol, atol: tolerances, not both zero.
+        max_steps: the limit for a fixed-step solver on the horizon t1 = inf; solvers with a limit of their own and
+            finite horizons do not look at it.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-6
+    max_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        non_negative_number("rtol", self.rtol)
+        non_negative_number("atol", self.atol)
+        if self.rtol == self.atol == 0:
+            raise ValueError("rtol and atol are both 0, which no iteration in floating point can promise to reach")
+        positive_int("max_steps", self.max_steps)
+
+    def reached(self, residual: Tensor, y: Tensor) -> Tensor:
+        """Whether a sample is steady, (batch,), given its max-norm residual (batch,) and state (batch, ...)."""
+        return residual <= self.atol + self.rtol * max_norm(y)

@@ -1,0 +1,29 @@
+"""Nested containers of tensors: the `args` of a field."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree  # the one place that touches it: torch has no public twin that traces under compile
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """Every tensor in nested tuples, lists, dicts and named tuples, in a fixed order."""
+    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The same nesting with `function` applied to every tensor; other leaves stay as they are."""
+    return _pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def replace_tensors(tree: Any, replacements: list[Tensor]) -> Any:
+    """The same nesting with its tensors, in the order of `tensors`, exchanged for `replacements`."""
+    supply = iter(replacements)
+    return map_tensors(lambda _: next(supply), tree)
+
+
+def cast_floating(tree: Any, dtype: torch.dtype) -> Any:
+    """Floating point tensors in `dtype`; integer and boolean ones untouched."""
+    return map_tensors(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)

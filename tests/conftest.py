@@ -1,0 +1,11 @@
+"""One thread and one seed for every test: results do not depend on the machine's cores or on the order of the tests."""
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -6,6 +6,7 @@
 """
 
 from solvers import adjoints as adjoints
+from solvers import checks as checks
 from solvers.adjoints import Checkpointed as Checkpointed
 from solvers.adjoints import Direct as Direct
 from solvers.catalogue import available as available

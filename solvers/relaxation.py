@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from solvers.checks import positive_int
 from solvers.solver import Problem
@@ -20,6 +21,8 @@ class RelaxationSolver(SteppingSolver):
         max_steps: limit of iterations; a sample that reaches it has the status MAX_STEPS_REACHED.
         rtol, atol: the tolerance; the defaults lie a little above the rounding noise of float32.
     """
+
+    reaches_equilibrium: ClassVar[bool] = True
 
     max_steps: int = 2000
     rtol: float = 1e-5

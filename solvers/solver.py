@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -37,6 +37,8 @@ class Loop(ABC):
 
 class Solver(ABC):
     """Base of all solvers. Concrete ones are frozen dataclasses registered by name."""
+
+    reaches_equilibrium: ClassVar[bool] = False  # True: returns the limit t1 -> inf, whatever t1 is
 
     @abstractmethod
     def loop(self, problem: Problem) -> Loop:

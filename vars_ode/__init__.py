@@ -1,0 +1,22 @@
+"""VARS attention as a continuous-time ODE with pluggable solvers.
+
+layer = vars_ode.VARSAttention(dim=192, num_heads=3, dictionary="softmax", solver="rk4")
+"""
+
+from vars_ode._solvers_guard import check_solvers
+
+check_solvers()
+
+from vars_ode import dictionaries as dictionaries  # noqa: E402
+from vars_ode import timm_registration as timm_registration  # noqa: E402
+from vars_ode.attention import VARSAttention as VARSAttention  # noqa: E402
+from vars_ode.dictionaries import Dynamic as Dynamic  # noqa: E402
+from vars_ode.dictionaries import Softmax as Softmax  # noqa: E402
+from vars_ode.dictionaries import StaticDynamic as StaticDynamic  # noqa: E402
+from vars_ode.fields import LCA as LCA  # noqa: E402
+from vars_ode.fields import ProximalFlow as ProximalFlow  # noqa: E402
+from vars_ode.fields import ReconstructionArgs as ReconstructionArgs  # noqa: E402
+from vars_ode.fields import energy as energy  # noqa: E402
+from vars_ode.fields import kkt_residual as kkt_residual  # noqa: E402
+
+__version__ = "0.1.0"

@@ -1,0 +1,99 @@
+"""What a dictionary is: it turns queries, keys and values into a sparse reconstruction problem.
+
+A dictionary *choice* is a small frozen dataclass without parameters, like a solver: a layer is given one by name or
+as an object, and every layer builds templates of its own from it.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Shape(NamedTuple):
+    """What a layer tells its dictionary about itself."""
+
+    num_heads: int
+    head_dim: int
+    num_features: int | None
+    normalize_queries: bool
+
+
+class ReadOut(ABC):
+    """The linear map from the code back to the tokens."""
+
+    @abstractmethod
+    def __call__(self, code: Tensor) -> Tensor:
+        """(batch, heads, m, d) -> (batch, heads, tokens, d)."""
+
+
+@dataclass(frozen=True)
+class TemplateReadOut(ReadOut):
+    """Phi a, for templates (batch, heads, tokens, m)."""
+
+    templates: Tensor
+    dropout: float = 0.0
+
+    def __call__(self, code: Tensor) -> Tensor:
+        return F.dropout(self.templates, self.dropout, training=self.dropout > 0) @ code
+
+
+class Reconstruction(NamedTuple):
+    """The problem a dictionary states.
+
+    Attributes:
+        drive: b, (batch, heads, m, d).
+        gram: G, (batch, heads, m, m).
+        read_out: code -> output.
+    """
+
+    drive: Tensor
+    gram: Tensor
+    read_out: ReadOut
+
+
+class Templates(nn.Module, ABC):
+    """Builds the problem from one layer's queries, keys and values; holds the parameters there are."""
+
+    tied: bool  # whether queries serve as keys: the layer then projects to (qk, v) instead of (q, k, v)
+    num_templates: int | None  # m, or None where it is the number of tokens
+
+    @abstractmethod
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_bias: Tensor | None = None,
+        pair_mask: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> Reconstruction:
+        """State the problem.
+
+        Args:
+            q, k, v: (batch, heads, tokens, d), in float32 at least.
+            key_bias: additive, (batch or 1, heads or 1, 1, tokens): the template entries of a token are scaled by
+                exp(key_bias), so -inf takes the token out.
+            pair_mask: a mask that differs between queries, (..., tokens, tokens), boolean or additive; a ValueError
+                where the dictionary has no meaning for it.
+            dropout: probability for entries of the read-out.
+        """
+
+
+class Dictionary(ABC):
+    """Base of the dictionary choices. Concrete ones are frozen dataclasses registered by name."""
+
+    @abstractmethod
+    def build(self, shape: Shape, **factory: Any) -> Templates:
+        """The templates of one layer; `factory` holds device and dtype."""
+
+
+def refuse_pair_mask(pair_mask: Tensor | None, name: str) -> None:
+    if pair_mask is not None:
+        raise ValueError(
+            f"dictionary={name!r} cannot take a mask that differs between queries (causal, or (tokens, tokens)): its "
+            "templates are shared by all queries. Mask keys instead, with a mask of shape (batch, 1, 1, tokens), or "
+            'take dictionary="softmax" in the single-step limit'
+        )

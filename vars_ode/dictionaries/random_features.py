@@ -1,0 +1,49 @@
+"""Positive random features of the softmax kernel: exp(q . k) = E_w[phi(q) phi(k)], phi(q) = exp(w . q - |q|^2/2).
+
+Choromanski et al., Rethinking attention with Performers, ICLR 2021, lemma 1; orthogonal rows: section 3.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gaussian_projection(heads: int, dim: int, features: int, orthogonal: bool, device: torch.device | None) -> Tensor:
+    """Frozen directions W, (heads, dim, features), each of standard Gaussian norm; orthogonal in blocks of dim."""
+    if not orthogonal:
+        return torch.randn(heads, dim, features, device=device)
+    blocks = -(-features // dim)
+    directions = torch.linalg.qr(torch.randn(heads, blocks, dim, dim, device=device)).Q
+    columns = directions.transpose(1, 2).reshape(heads, dim, blocks * dim)[..., :features]
+    return columns * torch.randn(heads, dim, features, device=device).norm(dim=1, keepdim=True)
+
+
+def log_features(q: Tensor, projection: Tensor, normalize: bool) -> Tensor:
+    """log phi(q) up to a constant, (batch, heads, tokens, features).
+
+    Args:
+        q: (batch, heads, tokens, dim); scaled by dim^-1/4, so that the kernel is exp(q . k / sqrt(dim)).
+        projection: W, (heads, dim, features).
+        normalize: l2-normalise each query first. Unnormalised queries of large norm underflow together.
+    """
+    q = F.normalize(q, dim=-1) if normalize else q * q.shape[-1] ** -0.25
+    return q @ projection.to(q.dtype) - 0.5 * q.square().sum(-1, keepdim=True)
+
+
+def unit_columns(log_templates: Tensor, key_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Templates exp(l) scaled to unit l2 norm over the tokens, in the log domain: (read, write), alike but for a bias.
+
+    The read templates have a row for every token; in the write templates rows are scaled by exp(key_bias), and the
+    norm is theirs. Factors common to a column cancel, so the largest exponent is taken out first.
+    """
+    if key_bias is None:
+        templates = (log_templates - log_templates.detach().amax(-2, keepdim=True)).exp()
+        templates = templates / torch.linalg.vector_norm(templates, dim=-2, keepdim=True)
+        return templates, templates
+    biased = log_templates + key_bias.transpose(-2, -1)
+    peak = biased.detach().amax(-2, keepdim=True)
+    peak = torch.where(peak.isinf(), 0.0, peak)  # every token masked: columns of zeros
+    write, read = (biased - peak).exp(), (log_templates - peak).exp()
+    norm = torch.linalg.vector_norm(write, dim=-2, keepdim=True)
+    norm = torch.where(norm > 0, norm, 1.0)
+    return read / norm, write / norm

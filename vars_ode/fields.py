@@ -1,0 +1,168 @@
+"""Sparse reconstruction as a vector field, its energy and its optimality conditions.
+
+A dictionary of m templates Phi (tokens x m) reconstructs the values V (tokens x d) with a sparse code a (m x d):
+
+    E(a) = 1/2 |V - Phi a|^2 + lam |a|_1         drive b = Phi^T V        Gram G = Phi^T Phi
+
+Two fields come to rest exactly at its minimisers. With rate eta > 0 and S(x; t) = sign(x) max(|x| - t, 0):
+
+    LCA             u' = -u + a + eta (b - G a),   a = S(u; eta lam)         state u: membrane potential
+    ProximalFlow    a' = S(a - eta (G a - b); eta lam) - a                   state a: the code (firing rate)
+
+Rozell, Johnson, Baraniuk & Olshausen, Sparse coding via thresholding and local competition in neural circuits, Neural
+Computation 2008 (LCA, eta = 1); Shi et al., Visual attention emerges from recurrent sparse reconstruction, ICML 2022.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class ReconstructionArgs(NamedTuple):
+    """What the fields are given, per problem.
+
+    Attributes:
+        drive: b = Phi^T V, (..., m, d).
+        gram: G = Phi^T Phi, (..., m, m), symmetric.
+        rate: eta, broadcasts against (..., 1, 1). E never rises along Euler steps of dt <= 1 for eta <= 1 / |G|_2.
+        sparsity: lam, broadcasts against (..., 1, 1).
+    """
+
+    drive: Tensor
+    gram: Tensor
+    rate: Tensor
+    sparsity: Tensor
+
+
+class FactoredArgs(NamedTuple):
+    """As `ReconstructionArgs`, with a learned coupling K G K in place of the Gram. No energy belongs to it."""
+
+    drive: Tensor
+    gram: Tensor
+    rate: Tensor
+    sparsity: Tensor
+
+
+AnyArgs = ReconstructionArgs | FactoredArgs
+
+
+def soft_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
+    """S(x; t) = sign(x) max(|x| - t, 0), the proximal operator of t|x|_1, for t >= 0."""
+    if isinstance(threshold, Tensor):
+        return x - torch.clamp(x, min=-threshold, max=threshold)
+    return x - x.clamp(-threshold, threshold)
+
+
+def gelu_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
+    """S(x; t) = sign(x) gelu(|x| - t), of the authors' later code. Not a shrinkage: the energy may rise, nothing is
+    exactly zero, and the fixed points are not those of the lasso."""
+    return x.sign() * F.gelu(x.abs() - threshold)
+
+
+THRESHOLDS: dict[str, Callable[[Tensor, Tensor | float], Tensor]] = {"soft": soft_threshold, "gelu": gelu_threshold}
+
+
+def energy(a: Tensor, args: ReconstructionArgs) -> Tensor:
+    """E(a) without its constant 1/2|V|^2: 1/2 a^T G a - b^T a + lam |a|_1, summed over the code, (...).
+
+    Args:
+        a: code, (..., m, d).
+        args: the problem; the rate plays no part.
+    """
+    _require_energy(args)
+    quadratic = 0.5 * a * (args.gram @ a) - args.drive * a
+    return (quadratic + args.sparsity * a.abs()).sum((-2, -1))
+
+
+def kkt_residual(a: Tensor, args: ReconstructionArgs) -> Tensor:
+    """How far `a` is from the minimiser of E, in units of the drive: the max norm per problem, (...).
+
+    The conditions are |b - G a| <= lam where a = 0 and b - G a = lam sign(a) elsewhere.
+    """
+    _require_energy(args)
+    slope = args.drive - args.gram @ a
+    at_zero = (slope.abs() - args.sparsity).clamp_min(0)
+    elsewhere = (slope - args.sparsity * a.sign()).abs()
+    return torch.where(a == 0, at_zero, elsewhere).amax((-2, -1))
+
+
+def _require_energy(args: AnyArgs) -> None:
+    if isinstance(args, FactoredArgs):
+        raise ValueError(
+            'learned="factor" replaces the Gram by K G K while the drive stays Phi^T V: the field is no longer the '
+            "gradient of an energy, so there is no energy and no optimality condition to evaluate. "
+            'learned="dictionary" keeps both'
+        )
+
+
+@dataclass(frozen=True)
+class ProximalFlow:
+    """a' = S(a - eta (G a - b); eta lam) - a. Euler with dt = 1 is ISTA with step eta.
+
+    Args:
+        threshold: S, "soft" or "gelu".
+    """
+
+    threshold: str = "soft"
+    linear_rate: ClassVar[float] = 1.0
+    contractive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+
+    def __call__(self, t: Any, a: Tensor, args: AnyArgs) -> Tensor:
+        """da/dt, shaped as `a`, (..., m, d)."""
+        moved = torch.addcmul(a, args.rate, args.drive - args.gram @ a)
+        return THRESHOLDS[self.threshold](moved, args.rate * args.sparsity) - a
+
+    def code(self, state: Tensor, args: AnyArgs) -> Tensor:
+        """The code a that a state stands for: here the state itself."""
+        return state
+
+    def feedforward(self, args: AnyArgs) -> Tensor:
+        """The state of the code S(b; lam), to start from."""
+        return THRESHOLDS[self.threshold](args.drive, args.sparsity)
+
+
+@dataclass(frozen=True)
+class LCA:
+    """u' = -u + a + eta (b - G a) with a = S(u; eta lam): Rozell's network at eta = 1.
+
+    Euler with dt = 1 is ISTA with step eta, the membrane potential being its argument before the threshold.
+
+    Args:
+        threshold: S, "soft" or "gelu".
+    """
+
+    threshold: str = "soft"
+    linear_rate: ClassVar[float] = 1.0
+    contractive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+
+    def __call__(self, t: Any, u: Tensor, args: AnyArgs) -> Tensor:
+        """du/dt, shaped as `u`, (..., m, d)."""
+        a = self.code(u, args)
+        return torch.addcmul(a - u, args.rate, args.drive - args.gram @ a)
+
+    def code(self, state: Tensor, args: AnyArgs) -> Tensor:
+        """The code a = S(u; eta lam) of the membrane potentials u."""
+        return THRESHOLDS[self.threshold](state, args.rate * args.sparsity)
+
+    def feedforward(self, args: AnyArgs) -> Tensor:
+        """Potentials u whose code is S(b; lam): thresholds add up, S(S(b; (1 - eta) lam); eta lam) = S(b; lam)."""
+        below = ((1 - args.rate) * args.sparsity).expand(args.drive.shape)
+        return args.drive.sign() * (args.drive.abs() - below).clamp_min(0)
+
+
+DYNAMICS: dict[str, Callable[..., ProximalFlow | LCA]] = {"proximal": ProximalFlow, "lca": LCA}
+
+
+def check_threshold(threshold: str) -> None:
+    if threshold not in THRESHOLDS:
+        raise ValueError(f"unknown threshold {threshold!r}; choose one of {', '.join(THRESHOLDS)}")

@@ -1,0 +1,92 @@
+"""Learned recurrence: what a layer may learn beside its projections and templates.
+
+Both start as the identity, so that a fresh layer computes what it would without them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vars_ode.dictionaries import ReadOut, Reconstruction
+from vars_ode.fields import AnyArgs, FactoredArgs, ReconstructionArgs
+
+StepBound = Callable[[Tensor], Tensor]
+
+
+class LearnedFactor(nn.Module):
+    """LISTA (Gregor & LeCun, ICML 2010) as in the authors' later code: Gram K G K, threshold and rate times a scalar.
+
+    The step bound stays that of the plain G. Drive and read-out stay as they are, so no energy belongs to the field.
+
+    Args:
+        num_templates: m; K is (m, m) and shared by the heads.
+        signed_sparsity: let the threshold's factor change its sign (which "soft" has no meaning for).
+    """
+
+    def __init__(
+        self,
+        num_templates: int,
+        signed_sparsity: bool,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.signed_sparsity = signed_sparsity
+        self.factor = nn.Parameter(torch.eye(num_templates, device=device, dtype=dtype))
+        self.sparsity_scale = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
+        self.rate_scale = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
+
+    def forward(self, problem: Reconstruction, bound: StepBound, sparsity: float) -> tuple[AnyArgs, ReadOut]:
+        dtype = problem.gram.dtype
+        factor = self.factor.to(dtype)
+        scale = self.sparsity_scale if self.signed_sparsity else self.sparsity_scale.abs()
+        args = FactoredArgs(
+            drive=problem.drive,
+            gram=factor @ problem.gram @ factor,
+            rate=bound(problem.gram) * self.rate_scale.to(dtype),
+            sparsity=sparsity * scale.to(dtype),
+        )
+        return args, problem.read_out
+
+
+class LearnedDictionary(nn.Module):
+    """Phi K in place of Phi, in drive, Gram and read-out: still a lasso problem, with all that is known of it.
+
+    Args:
+        num_templates: m; K is (m, m) and shared by the heads.
+    """
+
+    def __init__(
+        self, num_templates: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.mixing = nn.Parameter(torch.eye(num_templates, device=device, dtype=dtype))
+
+    def forward(self, problem: Reconstruction, bound: StepBound, sparsity: float) -> tuple[AnyArgs, ReadOut]:
+        mixing = self.mixing.to(problem.gram.dtype)
+        gram = mixing.T @ problem.gram @ mixing
+        drive = mixing.T @ problem.drive
+        args = ReconstructionArgs(drive, gram, bound(gram), gram.new_tensor(sparsity))
+        return args, MixedReadOut(problem.read_out, mixing)
+
+
+@dataclass(frozen=True)
+class MixedReadOut(ReadOut):
+    """Phi (K a)."""
+
+    inner: ReadOut
+    mixing: Tensor
+
+    def __call__(self, code: Tensor) -> Tensor:
+        return self.inner(self.mixing @ code)
+
+
+class NotLearned(nn.Module):
+    """The problem as the dictionary states it."""
+
+    def forward(self, problem: Reconstruction, bound: StepBound, sparsity: float) -> tuple[AnyArgs, ReadOut]:
+        gram = problem.gram
+        args = ReconstructionArgs(problem.drive, gram, bound(gram), gram.new_tensor(sparsity))
+        return args, problem.read_out

@@ -1,0 +1,222 @@
+"""The plots of accuracy and training, one function each; `draw_plots` draws them and those of the traces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from vars_ode.demo.plot_style import (
+    SMALL,
+    Look,
+    Plot,
+    legend_above,
+    literal,
+    looks,
+    new_figure,
+    tidy,
+)
+from vars_ode.demo.plots_solvers import accuracy_by_cost
+from vars_ode.demo.plots_traces import attention_maps, energy_and_residual
+from vars_ode.demo.results import CLEAN, Cell, Results, Spread, readable
+
+
+def draw_plots(results: Results, folder: Path) -> list[tuple[Plot, Path | None]]:
+    """Draw every plot into `folder`; a plot that lacks its data comes without a path and says why."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plots = [
+        accuracy_by_corruption(results),
+        accuracy_by_severity(results),
+        accuracy_by_cost(results),
+        energy_and_residual(results),
+        *attention_maps(results),
+        training_curves(results),
+    ]
+    drawn: list[tuple[Plot, Path | None]] = []
+    for plot in plots:
+        path = None
+        if plot.figure is not None:
+            path = folder / f"{plot.name}.png"
+            plot.figure.savefig(path, dpi=150)
+        drawn.append((plot, path))
+    return drawn
+
+
+# --- accuracy by condition -------------------------------------------------------------------------------------------
+
+
+def accuracy_by_corruption(results: Results) -> Plot:
+    """Clean, attacks, mean of corruptions, then each corruption: a lane per attention, a dot per seed."""
+    title = "Accuracy by condition"
+    reading = (
+        "Each row is a condition, each marker the mean over seeds; small dots are single seeds and the bar spans "
+        "them. Further right is better; the axis need not start at zero. The upper panel sums up; the lower panel "
+        "shows each corruption, averaged over its severities, hardest at the bottom. Where bars overlap, the seeds "
+        "do not separate the attentions."
+    )
+    names = results.attentions
+    summary = {name[0].upper() + name[1:]: cells for name, cells in results.measures().items()}
+    single = {readable(name): cells for name, cells in results.corruptions.items()}
+    if not names or not results.rows:
+        return Plot("accuracy_by_corruption", title, reading, missing="No accuracies were measured.")
+    single = dict(sorted(single.items(), key=lambda item: _mean_over_attentions(results, item[1])))
+    lanes = 0.19 * len(names), 0.13 * len(names)
+    heights = [len(summary) * (lanes[0] + 0.16), len(single) * (lanes[1] + 0.14)]
+    figure = new_figure(8, sum(heights) + 1.7)
+    styles = looks(names)
+    if single:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=heights)
+        _lanes(bottom, results, single, styles, label=False)
+        tidy(bottom, "accuracy (%)", title="Each corruption, mean over severities")
+    else:
+        top = figure.subplots()
+    _lanes(top, results, dict(reversed(summary.items())), styles, label=True)
+    tidy(top, "" if single else "accuracy (%)", title="Summary")
+    top.tick_params(labelbottom=True)
+    top.set_xlim(*_percent_range(results))
+    legend_above(figure, names, styles, line=False)
+    return Plot("accuracy_by_corruption", title, reading, figure)
+
+
+def _percent_range(results: Results) -> tuple[float, float]:
+    """Whole tens around the accuracies, with room for the labels."""
+    accuracies = [100 * row.accuracy for row in results.trained_rows()]
+    return 10 * math.floor(min(accuracies) / 10 - 0.1), 10 * math.ceil(max(accuracies) / 10) + 5
+
+
+def _mean_over_attentions(results: Results, cells: Sequence[Cell]) -> float:
+    means = [results.spread(name, cells).mean for name in results.attentions]
+    finite = [mean for mean in means if math.isfinite(mean)]
+    return float(np.mean(finite)) if finite else 0.0
+
+
+def _lanes(axes: Axes, results: Results, rows: dict[str, list[Cell]], styles: dict[str, Look], label: bool) -> None:
+    names = results.attentions
+    lane = 0.78 / len(names)
+    for y, cells in enumerate(rows.values()):
+        if y % 2:
+            axes.axhspan(y - 0.5, y + 0.5, color="#f3f3f3", zorder=0)
+        for i, name in enumerate(names):
+            spread, look = results.spread(name, cells), styles[name]
+            if not spread.count:
+                continue
+            height = y + 0.39 - lane * (i + 0.5)
+            axes.plot([100 * spread.low, 100 * spread.high], [height] * 2, color=look.colour, lw=3, alpha=0.35)
+            axes.plot(
+                [100 * v for v in spread.values], [height] * spread.count, ".", color=look.colour, ms=4, alpha=0.8
+            )
+            axes.plot(100 * spread.mean, height, look.marker, color=look.colour, ms=6.5, mec="white", mew=0.6)
+            if label:
+                axes.annotate(
+                    f"{100 * spread.mean:.1f}",
+                    (100 * spread.high, height),
+                    (7, -0.5),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=SMALL,
+                    color=look.colour,
+                )
+    axes.set_yticks(range(len(rows)), [literal(row) for row in rows])
+    axes.set_ylim(-0.5, len(rows) - 0.5)
+
+
+# --- accuracy by severity --------------------------------------------------------------------------------------------
+
+
+def accuracy_by_severity(results: Results) -> Plot:
+    """Mean over corruptions against severity; severity 0 is the clean test set."""
+    title = "Accuracy as corruptions grow stronger"
+    reading = (
+        "Severity 0 is the clean test set, the highest the strongest corruption; each point averages over all "
+        "corruptions and "
+        "seeds, and its bar spans the seeds; they stand side by side only to be told apart. A flatter line is a more "
+        "robust model; a line that is higher everywhere is a better one."
+    )
+    severities = sorted({cell[1] for cell in results.corrupted_cells})
+    if not severities:
+        return Plot("accuracy_by_severity", title, reading, missing="No corruption was measured.")
+    names, styles = results.attentions, looks(results.attentions)
+    figure = new_figure(7, 4.4)
+    axes = figure.subplots()
+    levels = {0: [CLEAN]} | {s: [cell for cell in results.corrupted_cells if cell[1] == s] for s in severities}
+    for i, name in enumerate(names):
+        spreads = {level: results.spread(name, cells) for level, cells in levels.items()}
+        shift = 0.05 * (i - (len(names) - 1) / 2)  # beside each other, so that the bars stay visible
+        _line_with_bars(axes, {level + shift: s for level, s in spreads.items() if s.count}, styles[name])
+    axes.set_xticks(list(levels), [f"{s}" if s else "0\n(clean)" for s in levels])
+    tidy(axes, "severity", "accuracy (%)")
+    legend_above(figure, names, styles)
+    return Plot("accuracy_by_severity", title, reading, figure)
+
+
+def _line_with_bars(axes: Axes, spreads: dict[float, Spread], look: Look) -> None:
+    means = [100 * s.mean for s in spreads.values()]
+    below = [100 * (s.mean - s.low) for s in spreads.values()]
+    above = [100 * (s.high - s.mean) for s in spreads.values()]
+    errors = np.maximum([below, above], 0)
+    axes.errorbar(
+        list(spreads),
+        means,
+        yerr=errors,
+        color=look.colour,
+        marker=look.marker,
+        ls=look.dashes,
+        capsize=3,
+        ms=6,
+        lw=1.6,
+    )
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def training_curves(results: Results) -> Plot:
+    """Training loss, and training accuracy where it was stored: a thin line per seed, a marked one for their mean."""
+    title = "Training"
+    reading = (
+        "Training loss after each epoch: thin lines are single seeds, the marked line their mean. A lower training "
+        "loss is no promise of a better test accuracy; look here for runs that had not settled, or that broke off."
+    )
+    keys = [
+        key for key in ("loss", "train_accuracy") if any(key in e for run in results.runs.values() for e in run.history)
+    ]
+    if not keys:
+        return Plot("training_curves", title, reading, missing="No training history was stored.")
+    names, styles = results.attentions, looks(results.attentions)
+    figure = new_figure(4.6 * len(keys) + 1.2 * (len(keys) == 1), 4.2)
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        for name in names:
+            _curves(axes, results, name, key, styles[name])
+        tidy(axes, "epoch", "training loss (nats)" if key == "loss" else "training accuracy (%)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    legend_above(figure, names, styles)
+    return Plot("training_curves", title, reading, figure)
+
+
+def _curves(axes: Axes, results: Results, name: str, key: str, look: Look) -> None:
+    scale = 1.0 if key == "loss" else 100.0
+    by_epoch: dict[float, list[float]] = {}
+    for run in (run for (attention, _), run in results.runs.items() if attention == name):
+        curve = [
+            (e.get("epoch", i + 1.0), scale * e[key])
+            for i, e in enumerate(run.history)
+            if math.isfinite(e.get(key, math.nan))
+        ]
+        axes.plot([e for e, _ in curve], [v for _, v in curve], color=look.colour, lw=0.7, alpha=0.5)
+        for epoch, value in curve:
+            by_epoch.setdefault(epoch, []).append(value)
+    epochs = sorted(by_epoch)
+    means = [float(np.mean(by_epoch[epoch])) for epoch in epochs]
+    axes.plot(
+        epochs,
+        means,
+        color=look.colour,
+        marker=look.marker,
+        ls=look.dashes,
+        ms=5,
+        lw=1.6,
+        markevery=max(1, len(epochs) // 8),
+    )

@@ -1,0 +1,264 @@
+"""`write_report`: one HTML file, without outside resources, that tells a newcomer what a demo run found."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from vars_ode.demo import page
+from vars_ode.demo.plot_style import Plot
+from vars_ode.demo.plots import draw_plots
+from vars_ode.demo.results import BASELINE, Results, SolverPoint, Spread, number, read_results, readable
+from vars_ode.demo.statements import (
+    DASH,
+    chance,
+    listing,
+    missing_pieces,
+    parameters,
+    percent,
+    plain,
+    seeds_text,
+    short_answer,
+    solver_statements,
+    train_seconds,
+    twin_statements,
+)
+
+TITLE = "Attention as sparse reconstruction: twin vision transformers compared"
+
+GLOSSARY = {
+    "Attractor network": "A recurrent network whose state runs towards a point of rest, the attractor. Here the "
+    "state is the sparse code of an image's tokens, and the attractor the code that reconstructs them best.",
+    "VARS": "Visual attention from recurrent sparse reconstruction (Shi et al., ICML 2022, arXiv 2204.10962): "
+    "attention computed by such a network instead of a softmax.",
+    "Templates": "The columns of the dictionary Phi out of which the values V are reconstructed: built from the input "
+    "(vars-d), or from the input with learned ones added (vars-sd).",
+    "Energy": "E(a) = 1/2|V - Phi a|^2 + lam|a|_1: how badly the code a reconstructs the values, plus a price on "
+    "using many templates. Plots leave out the constant 1/2|V|^2. Variants with a learned factor in the recurrence "
+    "have no energy.",
+    "Sparsity (lam)": "The price lam in the energy. The higher it is, the more entries of the code are exactly zero.",
+    "Solver, solver step": "The network is a differential equation, and the solver the method that integrates "
+    "it. euler-5 takes five steps of Euler's method. Fewer steps are cheaper and end farther from rest; single-step "
+    "is close to ordinary attention.",
+    "Field evaluation": "One computation of how the state wants to move. It is what a solver spends; softmax "
+    "attention needs none.",
+    "Residual": "How fast the state still moves where the solver stops. Zero means that the network has come to rest.",
+    "Corruption, severity": "A change to the test images, such as noise or blur, and its strength.",
+    "FGSM": "Fast gradient sign method: an attack that changes every pixel by a fixed small amount in the "
+    "direction that raises the loss most.",
+    "PGD": "Projected gradient descent: FGSM in several smaller steps, which makes it the stronger attack. Both "
+    "follow the model's own gradient; where a model blurs its gradient, they understate how easily it is fooled.",
+    "Seed": "The number that fixes the random parts of a training. Training again with other seeds shows how much of a "
+    "difference is luck.",
+}
+
+
+def write_report(folder: Path) -> Path:
+    """Draw the plots into `folder/plots` and write `folder/report.html`; returns the report's path.
+
+    A piece of the results that is missing is named in the report. Only a folder that does not exist is an error.
+    """
+    folder = Path(folder)
+    results = read_results(folder)
+    plots = draw_plots(results, folder / "plots")
+    sections = {
+        "In short": _summary(results),
+        "What was done": _introduction(results),
+        "Headline numbers": _headline(results),
+        "What the numbers say": _statements(results),
+        "Plots, and how to read them": "\n".join(_figure(plot, path) for plot, path in plots),
+        "Other solvers, without retraining": _solvers(results),
+        "Every corruption": _corruptions(results),
+        "What is missing": _missing(results),
+        "Settings, versions, and how to reproduce": _settings(results),
+        "Glossary": page.definitions(GLOSSARY),
+    }
+    started = results.details.get("started")
+    kicker = "vars-ode demo" + (f", started {started}" if started else "")
+    path = folder / "report.html"
+    path.write_text(page.page(TITLE, kicker, sections), encoding="utf-8")
+    return path
+
+
+def _scope(results: Results) -> str:
+    counts = sorted({len(results.seeds(name)) for name in results.attentions})
+    seeds = seeds_text(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return f"One small data set, {seeds}; a demonstration, not a benchmark."
+
+
+def _summary(results: Results) -> str:
+    if not results.attentions:
+        return page.paragraph("There are no results in this folder yet.", "answer")
+    balances = [twin_statements(results, twin)[0] for twin in results.twins if BASELINE in results.attentions]
+    return page.paragraph(short_answer(results), "answer") + page.bullets(balances) + page.paragraph(_scope(results))
+
+
+def _introduction(results: Results) -> str:
+    question = (
+        "The question: does it help a vision transformer to compute its attention by an attractor network that "
+        "reconstructs its input sparsely (VARS), rather than by a softmax? And once such a network is trained, how "
+        "much does its answer depend on the solver that integrates it?"
+    )
+    names = results.attentions
+    tests = ["on clean images"]
+    severities = sorted({cell[1] for cell in results.corrupted_cells})
+    if severities:
+        levels = listing([str(severity) for severity in severities])
+        tests.append(f"on images spoilt by corruptions of severity {levels}")
+    if results.attacks:
+        attacks = listing(sorted(name.upper() for name, _ in results.attacks))
+        tests.append(f"against attacks that know the model: {attacks}{_epsilon(results)}")
+    twins = (
+        f"Small vision transformers{f' ({listing(names)})' if names else ''} were trained on the same part of "
+        "Fashion-MNIST, 28 x 28 grey pictures of ten kinds of clothing. They are twins: they differ in their attention "
+        f"alone. Each was then tested {'; '.join(tests)}."
+    )
+    if any(results.sweep(name) for name in results.twins):
+        twins += " Lastly the trained VARS models were tested again, without retraining, with other solvers."
+    return page.paragraph(question) + page.paragraph(twins)
+
+
+def _epsilon(results: Results) -> str:
+    eps = number(results.settings.get("eps"))
+    return f" (each pixel, from 0 to 1, may change by {eps:.4g}, or {255 * eps:.3g}/255)" if math.isfinite(eps) else ""
+
+
+def _headline(results: Results) -> str:
+    measures = results.measures()
+    if not measures:
+        return page.paragraph("Not available: no accuracies were measured.", "missing")
+    names = {"clean images": "Clean (%)", "mean of corruptions": "Mean of corruptions (%)"}
+    headings = [
+        "Attention",
+        "Seeds",
+        "Parameters",
+        *[names.get(m, f"{m} (%)") for m in measures],
+        "Solver",
+        "Training (s)",
+    ]
+    rows = []
+    for name in results.attentions:
+        count = len(results.seeds(name))
+        size = parameters(results, name)
+        solvers = dict.fromkeys(filter(None, (results.trained_solver(name, seed) for seed in results.seeds(name))))
+        cells = [_with_count(results.spread(name, cells), count) for cells in measures.values()]
+        known = [f"{size:,}" if size else DASH, *cells, ", ".join(solvers) or DASH]
+        rows.append([name, str(count), *known, plain(train_seconds(results, name), 0)])
+    caption = (
+        "Accuracy on the test images: mean ± standard deviation over seeds, in percent. Without a ± there is only "
+        "one seed. A mean over fewer seeds than the row's says so (n)."
+    )
+    return page.table(headings, rows, caption)
+
+
+def _with_count(spread: Spread, expected: int) -> str:
+    text = percent(spread)
+    return text if spread.count in (0, expected) else f"{text} (n = {spread.count})"
+
+
+def _statements(results: Results) -> str:
+    if BASELINE not in results.attentions or not results.twins:
+        return page.paragraph(
+            f"Not available: a comparison needs {BASELINE} and at least one other attention.", "missing"
+        )
+    parts = [
+        page.paragraph(
+            "Points are percentage points of accuracy. A difference counts as more than the spread over seeds when "
+            "it is larger than both standard deviations and no seed of one twin reaches into the range of the other. "
+            + chance(results)
+        )
+    ]
+    for twin in results.twins:
+        balance, sentences = twin_statements(results, twin)
+        parts += [page.paragraph(balance), page.bullets(sentences)]
+    return "\n".join(parts)
+
+
+def _figure(plot: Plot, path: Path | None) -> str:
+    if path is None:
+        return page.paragraph(f"{plot.title}: not drawn. {plot.missing}", "missing")
+    return page.figure(plot.title, path, plot.reading)
+
+
+def _solvers(results: Results) -> str:
+    rows, sentences = [], []
+    for name in results.twins:
+        points = results.sweep(name)
+        sentences += solver_statements(results, name)
+        for solver in dict.fromkeys(point.solver for point in points):
+            rows.append(_solver_row([point for point in points if point.solver == solver]))
+    if not rows:
+        return page.paragraph("Not available: no solver other than those of the training was measured.", "missing")
+    headings = ["Attention", "Solver", "Clean (%)", "Corrupted (%)", "Evaluations", "ms per image"]
+    conditions = {
+        f"{readable(cell[0])} (severity {cell[1]})": None
+        for name in results.twins
+        for cell in results.sweep_cells(name)
+    }
+    corrupted = f"Corrupted: the mean of {listing(list(conditions))}. " if conditions else ""
+    caption = (
+        f"The same trained weights under each solver, mean ± standard deviation over seeds. {corrupted}Evaluations of "
+        "the vector field are per layer and image, on clean images; milliseconds are for a forward pass of one image."
+    )
+    note = "Seeds are compared in pairs here, since the weights of a seed are the same under every solver."
+    return page.table(headings, rows, caption, texts=2) + page.bullets(sentences) + page.paragraph(note)
+
+
+def _solver_row(points: list[SolverPoint]) -> list[str]:
+    by_column = {point.column: point for point in points}
+    accuracies = [percent(by_column[c].accuracy) if c in by_column else DASH for c in ("clean", "corrupted")]
+    cost = by_column.get("clean", points[0])
+    solver = cost.solver + (" (training)" if cost.trained else "")
+    return [cost.attention, solver, *accuracies, plain(cost.evaluations), plain(cost.milliseconds, 3)]
+
+
+def _corruptions(results: Results) -> str:
+    severities = sorted({cell[1] for cell in results.corrupted_cells})
+    if not severities:
+        return page.paragraph("Not available: no corruption was measured.", "missing")
+    rows = []
+    for corruption, cells in results.corruptions.items():
+        for name in results.attentions:
+            accuracies = [percent(results.spread(name, [(corruption, severity)])) for severity in severities]
+            rows.append([readable(corruption), name, *accuracies, percent(results.spread(name, cells))])
+    headings = ["Corruption", "Attention", *[f"Severity {severity}" for severity in severities], "Mean"]
+    return page.table(headings, rows, "Accuracy in percent, mean ± standard deviation over seeds.", texts=2)
+
+
+def _missing(results: Results) -> str:
+    pieces = missing_pieces(results)
+    return (
+        page.bullets(pieces)
+        if pieces
+        else page.paragraph("Nothing: every measurement that the report needs was found.")
+    )
+
+
+def _settings(results: Results) -> str:
+    parts = []
+    command = results.details.get("command")
+    if command:
+        parts += [page.paragraph("This command repeats the run:"), f"<pre>{page.escape(str(command))}</pre>"]
+    else:
+        parts.append(page.paragraph("The command of this run was not stored.", "missing"))
+    seconds = number(results.details.get("wall_seconds"))
+    if math.isfinite(seconds):
+        parts.append(
+            page.paragraph(
+                f"It took {seconds / 60:.1f} minutes. Times depend on the computer, and the last digits of "
+                "accuracies may, too."
+            )
+        )
+    for heading, values in (("Setting", results.settings), ("Package", results.versions)):
+        if values:
+            parts.append(page.table([heading, "Value"], [[str(key), _value(value)] for key, value in values.items()]))
+    return "\n".join(parts)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else DASH
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_value(item) for item in value)
+    return DASH if value is None else str(value)

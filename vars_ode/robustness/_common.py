@@ -1,0 +1,81 @@
+"""What corruptions, attacks and evaluation share: the checks at the boundary and the evaluation mode."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def check_images(images: Tensor, caller: str) -> None:
+    """Refuses anything but finite floating-point images (batch, channels, height, width) in [0, 1]: ValueError."""
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"{caller} got images of type {type(images).__name__}; expected a torch.Tensor. Convert them first."
+        )
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(
+            f"{caller} got images of shape {tuple(images.shape)}; expected (batch, channels, height, width). "
+            "A single image needs images.unsqueeze(0)."
+        )
+    if not images.is_floating_point():
+        raise ValueError(
+            f"{caller} got images of dtype {images.dtype}; expected floating-point values in [0, 1]. "
+            "Divide 8-bit images by 255: images.float() / 255."
+        )
+    if images.numel() == 0:
+        return
+    low, high = (float(bound) for bound in torch.aminmax(images.detach()))  # NaN anywhere makes both NaN
+    if low != low:
+        raise ValueError(
+            f"{caller} got images that hold NaN; expected values in [0, 1]. Look at the step that loads them."
+        )
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"{caller} got images with values from {low:.4g} to {high:.4g}; expected [0, 1]. Undo the normalisation "
+            "and move it into the model: torch.nn.Sequential(torchvision.transforms.v2.Normalize(mean, std), model)."
+        )
+
+
+def check_labels(labels: Tensor, images: Tensor, caller: str) -> None:
+    """Refuses anything but integer class indices (batch,), with a ValueError."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        came = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(
+            f"{caller} got labels {came} for {images.shape[0]} images; expected class indices, torch.int64 "
+            f"({images.shape[0]},)."
+        )
+
+
+def check_logits(logits: Tensor, images: Tensor, caller: str) -> None:
+    """Refuses a model's output that is not (batch, classes) or not finite, with a RuntimeError."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
+        raise RuntimeError(
+            f"{caller}: the model returned an output of {came} for {images.shape[0]} images; expected logits of shape "
+            f"({images.shape[0]}, classes). Wrap the model so that it returns only these."
+        )
+    bad = ~logits.detach().isfinite().all(dim=1)
+    if bad.any():
+        what = "NaN" if logits.detach().isnan().any() else "infinite"
+        raise RuntimeError(
+            f"{caller}: the model returned {what} logits for {int(bad.sum())} of {images.shape[0]} images, so an "
+            "accuracy would mean nothing. If its attention is solved by an ODE solver, look at the solver's status; "
+            "otherwise try float32."
+        )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model in evaluation mode for the block, and then every submodule back into the mode it had.
+
+    ``model.train(was_training)`` would not do: it would thaw submodules that were frozen on purpose, such as a
+    BatchNorm.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

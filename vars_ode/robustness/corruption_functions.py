@@ -1,0 +1,167 @@
+"""The corruptions themselves: pure functions of images, one strength and a random generator.
+
+Each takes ``images`` (batch, channels, height, width), floating-point in [0, 1], its strength and a `torch.Generator`
+on the CPU, and returns images of the same shape, which the caller clips to [0, 1]. Every image of a batch is corrupted
+independently. A length is a fraction of the image's shorter side, so that one table of strengths serves every image
+size. Noise is drawn on the CPU whatever the device of the images, so that the same seed gives the same noise on any
+device.
+
+Most follow ImageNet-C (Hendrycks and Dietterich, *Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations*, ICLR 2019, arXiv 1903.12261), with strengths made for small images; occlusion is not part of it.
+"""
+
+import math
+from io import BytesIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Generator, Tensor
+from torchvision.transforms.v2 import functional as TF
+
+
+def gaussian_noise(images: Tensor, deviation: float, generator: Generator) -> Tensor:
+    """Adds independent normal noise of standard deviation `deviation` (1 = from black to white)."""
+    return images + deviation * _normal(images.shape, generator, images)
+
+
+def shot_noise(images: Tensor, photons: float, generator: Generator) -> Tensor:
+    """Poisson counts, of which a white pixel expects `photons`: dark pixels stay dark, fewer photons are noisier."""
+    counts = torch.poisson((images * photons).cpu(), generator=generator)
+    return counts.to(images.device) / photons
+
+
+def impulse_noise(images: Tensor, fraction: float, generator: Generator) -> Tensor:
+    """Sets a `fraction` of the values to black or white, half and half (salt and pepper)."""
+    draw = _uniform(images.shape, generator, images)
+    return torch.where(draw < fraction / 2, 0.0, torch.where(draw < fraction, 1.0, images))
+
+
+def gaussian_blur(images: Tensor, width: float, generator: Generator) -> Tensor:
+    """Convolves with a Gaussian whose standard deviation is `width` of the shorter side."""
+    return _blur(images, width * min(images.shape[-2:]))
+
+
+def motion_blur(images: Tensor, length: float, generator: Generator) -> Tensor:
+    """Averages each image along a line of `length` times the shorter side, in a random direction of its own."""
+    batch, channels = images.shape[:2]
+    extent = length * min(images.shape[-2:])
+    radius = math.ceil(extent / 2)
+    angle = math.pi * _uniform((batch, 1, 1), generator, images)
+    offset = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+    y, x = offset[:, None], offset[None, :]
+    along = x * angle.cos() + y * angle.sin()
+    across = y * angle.cos() - x * angle.sin()
+    # A line one pixel wide with soft edges, so that the kernel varies continuously with angle and length.
+    kernel = (extent / 2 + 0.5 - along.abs()).clamp(0, 1) * (1 - across.abs()).clamp(min=0)
+    kernel = (kernel / kernel.sum((1, 2), keepdim=True)).repeat_interleave(channels, 0)
+    padded = F.pad(images, (radius, radius, radius, radius), mode="replicate")
+    # One group per image and channel: a batch of different kernels in one convolution.
+    blurred = F.conv2d(padded.flatten(0, 1).unsqueeze(0), kernel.unsqueeze(1), groups=batch * channels)
+    return blurred.view(images.shape)
+
+
+def elastic_transform(images: Tensor, amplitude: float, generator: Generator) -> Tensor:
+    """Moves the pixels along a smooth random field whose root mean square is `amplitude` of the shorter side."""
+    batch, _, height, width = images.shape
+    short = min(height, width)
+    # Smooth over 8 % of the side: finer fields tear the contours, coarser ones only shift the object.
+    field = _blur(_normal((batch, 2, height, width), generator, images), 0.08 * short)
+    norm = field.square().mean((1, 2, 3), keepdim=True).sqrt()
+    field = amplitude * short * field / norm.clamp_min(torch.finfo(field.dtype).tiny)
+    rows = torch.arange(height, dtype=images.dtype, device=images.device)[:, None] + field[:, 0]
+    columns = torch.arange(width, dtype=images.dtype, device=images.device)[None, :] + field[:, 1]
+    grid = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1), dim=-1)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def fog(images: Tensor, density: float, generator: Generator) -> Tensor:
+    """Lays `density` times a cloud over the image and rescales to its old maximum, as ImageNet-C does.
+
+    The cloud, in [0, 1] and the same for all channels, is noise summed over octaves with halved amplitude at doubled
+    frequency.
+    """
+    batch, _, height, width = images.shape
+    cloud = images.new_zeros(batch, 1, height, width)
+    for octave in range(1, 5):
+        noise = _normal((batch, 1, 2**octave, 2**octave), generator, images)
+        smooth = F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=True)
+        cloud = cloud + 0.5**octave * smooth
+    low, high = cloud.amin((1, 2, 3), keepdim=True), cloud.amax((1, 2, 3), keepdim=True)
+    cloud = (cloud - low) / (high - low).clamp_min(torch.finfo(cloud.dtype).tiny)
+    peak = images.amax((1, 2, 3), keepdim=True)
+    return (images + density * cloud) * peak / (peak + density)
+
+
+def brightness(images: Tensor, shift: float, generator: Generator) -> Tensor:
+    """Adds `shift` to every value; what exceeds white is lost."""
+    return images + shift
+
+
+def contrast(images: Tensor, factor: float, generator: Generator) -> Tensor:
+    """Draws every value towards the image's mean, keeping `factor` of the distance."""
+    # torchvision's adjust_contrast does this for one or three channels only.
+    return torch.lerp(images.mean((1, 2, 3), keepdim=True), images, factor)
+
+
+def pixelate(images: Tensor, side: float, generator: Generator) -> Tensor:
+    """Averages over squares of `side` times the shorter side: shrinks, and enlarges again by repeating pixels."""
+    height, width = images.shape[-2:]
+    square = max(1.0, side * min(height, width))
+    small = (max(1, round(height / square)), max(1, round(width / square)))
+    return F.interpolate(F.interpolate(images, size=small, mode="area"), size=(height, width), mode="nearest")
+
+
+def jpeg_compression(images: Tensor, quality: float, generator: Generator) -> Tensor:
+    """Encodes and decodes as JPEG of the given `quality` (1 to 100).
+
+    Three channels are taken for red, green and blue; any other number is coded channel by channel, as grey images.
+    """
+    pixels = images.mul(255).round().to(torch.uint8).cpu()
+    # (pictures, height, width, 3) or (pictures, height, width), as Pillow has it. torchvision's codec is deprecated.
+    pictures = pixels.permute(0, 2, 3, 1) if images.shape[1] == 3 else pixels.flatten(0, 1)
+    decoded = torch.from_numpy(np.stack([_through_jpeg(picture, int(quality)) for picture in pictures.numpy()]))
+    decoded = decoded.permute(0, 3, 1, 2) if images.shape[1] == 3 else decoded.view(images.shape)
+    return decoded.to(images) / 255
+
+
+def occlusion(images: Tensor, side: float, generator: Generator) -> Tensor:
+    """Covers a square of `side` times the shorter side, at a random place, with mid grey.
+
+    Grey and not black, as a black square on a black background would often change nothing.
+    """
+    batch, _, height, width = images.shape
+    length = max(1, round(side * min(height, width)))
+    corner = _uniform((batch, 2, 1, 1), generator, images)
+    top = (corner[:, :1] * (height - length + 1)).floor()
+    left = (corner[:, 1:] * (width - length + 1)).floor()
+    row = torch.arange(height, device=images.device)[:, None]
+    column = torch.arange(width, device=images.device)[None, :]
+    covered = (row >= top) & (row < top + length) & (column >= left) & (column < left + length)
+    return torch.where(covered, 0.5, images)
+
+
+def _normal(shape: tuple[int, ...], generator: Generator, like: Tensor) -> Tensor:
+    return torch.randn(shape, generator=generator).to(like)
+
+
+def _uniform(shape: tuple[int, ...], generator: Generator, like: Tensor) -> Tensor:
+    return torch.rand(shape, generator=generator).to(like)
+
+
+def _through_jpeg(picture: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    with BytesIO() as file:
+        Image.fromarray(picture).save(file, format="JPEG", quality=quality)
+        return np.array(Image.open(file))
+
+
+def _blur(images: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur with a standard deviation in pixels."""
+    # The kernel is cut at three deviations, or earlier where the image is too small to be reflected so far.
+    radius = min(math.ceil(3 * deviation), min(images.shape[-2:]) - 1)
+    size = 2 * radius + 1
+    # Along one axis after the other: torchvision convolves with the whole square, much slower for wide kernels.
+    rows = TF.gaussian_blur(images, kernel_size=[size, 1], sigma=[deviation, deviation])
+    return TF.gaussian_blur(rows, kernel_size=[1, size], sigma=[deviation, deviation])

@@ -13,7 +13,9 @@ def gaussian_projection(heads: int, dim: int, features: int, orthogonal: bool, d
     if not orthogonal:
         return torch.randn(heads, dim, features, device=device)
     blocks = -(-features // dim)
-    directions = torch.linalg.qr(torch.randn(heads, blocks, dim, dim, device=device)).Q
+    q, r = torch.linalg.qr(torch.randn(heads, blocks, dim, dim, device=device))
+    # LAPACK's choice of signs favours one side of the sphere; undoing it makes the directions uniform (Mezzadri 2007)
+    directions = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
     columns = directions.transpose(1, 2).reshape(heads, dim, blocks * dim)[..., :features]
     return columns * torch.randn(heads, dim, features, device=device).norm(dim=1, keepdim=True)
 

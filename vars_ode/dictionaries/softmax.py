@@ -70,7 +70,9 @@ def normalized_kernel(k: Tensor, key_bias: Tensor | None = None) -> Tensor:
     scores = (k * k.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if key_bias is not None:
         scores = scores + key_bias + key_bias.transpose(-2, -1)
-    half = 0.5 * scores.logsumexp(-1, keepdim=True)
-    if key_bias is not None:
-        half = torch.where(half.isneginf(), 0.0, half)  # tokens taken out: rows and columns of zeros
+    if key_bias is not None:  # tokens taken out: their rows give no sum, nor a gradient, and become zeros below
+        out = scores.isneginf().all(-1, keepdim=True)
+        half = torch.where(out, 0.0, 0.5 * scores.masked_fill(out, 0.0).logsumexp(-1, keepdim=True))
+    else:
+        half = 0.5 * scores.logsumexp(-1, keepdim=True)
     return (scores - half - half.transpose(-2, -1)).exp()

@@ -47,9 +47,11 @@ class Progress:
         self._thread.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._events.put(None)
-        self._thread.join()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None:
+            self._events.put(None)
+            self._thread.join()
+        # otherwise a worker may have been ended while it held the queue's lock: leave the thread to itself
         for bar in self._bars.values():
             bar.close()
         self._overall.close()

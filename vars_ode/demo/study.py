@@ -81,6 +81,8 @@ def run_study(
         ValueError: before any training, for a folder that cannot be used and for settings that cannot be trained.
     """
     solvers.checks.positive_int("seeds", seeds)
+    workers = workers if workers is not None else os.cpu_count() or 1
+    solvers.checks.positive_int("workers", workers)
     jobs = [Job(attention, seed) for attention in dict.fromkeys(attentions) for seed in range(seeds)]
     for attention in dict.fromkeys(attentions):
         _rehearse(attention, settings)
@@ -88,7 +90,7 @@ def run_study(
     started = time.monotonic()
     missing = sorted((job for job in jobs if not _finished(folder, job)), key=lambda job: (job.cost_rank, job.seed))
     try:
-        failures = _run_jobs(folder, settings, missing, workers or os.cpu_count() or 1, len(jobs))
+        failures = _run_jobs(folder, settings, missing, workers, len(jobs))
     finally:
         study["wall_seconds"] += time.monotonic() - started
         _write_json(folder / "settings.json", study)
@@ -114,7 +116,7 @@ def _open(folder: Path, settings: Settings) -> dict[str, Any]:
         try:
             study: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
             differences = settings.differences(study["settings"])
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FolderError(f"{record} cannot be read ({error}); name another folder with --out") from error
         if differences:
             raise FolderError(

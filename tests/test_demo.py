@@ -1,0 +1,195 @@
+"""The demo: refuses what cannot work before training, keeps what is finished, and writes what the report reads."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import solvers
+from vars_ode.cli import app
+from vars_ode.data import fashion_mnist
+from vars_ode.demo import study
+from vars_ode.demo.settings import Settings
+from vars_ode.demo.study import COLUMNS, FolderError, Job, run_study
+from vars_ode.demo.twins import ATTENTIONS, build_twin, parse_solver, vars_layers, with_solver
+from vars_ode.training import Recipe
+
+TINY = Settings(
+    recipe=Recipe(epochs=1, batch_size=20),
+    train_images=40,
+    test_images=20,
+    severities=(1,),
+    corruptions=("contrast",),
+    sweep=("single-step", "euler-5", "nesterov"),
+    sweep_conditions=(("clean", 0), ("contrast", 1)),
+    embed_dim=16,
+    depth=1,
+    num_heads=2,
+    num_features=4,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished study of two twins."""
+    folder = tmp_path_factory.mktemp("study") / "out"
+    report, failures = run_study(folder, TINY, ("softmax", "vars-sd-dictionary"), seeds=1, workers=2)
+    assert failures == []
+    assert report == folder / "report.html"
+    return folder
+
+
+def test_results_are_complete(finished: Path) -> None:
+    with (finished / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    conditions = {(r["condition"], r["severity"]) for r in rows}
+    assert conditions == {("clean", "0"), ("contrast", "1"), ("fgsm", "0"), ("pgd", "0")}
+    swept = {r["solver"] for r in rows if r["attention"] == "vars-sd-dictionary"}
+    assert swept == {"euler-5", "single-step", "nesterov"}
+    assert {r["evaluations"] for r in rows if r["solver"] == "euler-5"} == {"5.0"}
+    content = json.loads((finished / "results.json").read_text())
+    assert content["settings"] == TINY.as_dict()
+    assert {run["attention"] for run in content["runs"]} == {"softmax", "vars-sd-dictionary"}
+    assert {"torch", "timm", "python", "vars-ode"} <= content["versions"].keys()
+
+
+def test_stored_weights_give_the_stored_accuracy(finished: Path) -> None:
+    model = build_twin("vars-sd-dictionary", TINY, seed=5)
+    model.load_state_dict(load_file(finished / "runs" / "vars-sd-dictionary-seed0" / "model.safetensors"))
+    model.eval()
+    images, labels = (tensor[: TINY.test_images] for tensor in fashion_mnist("test").tensors)
+    with torch.no_grad():
+        measured = (model(images).argmax(1) == labels).double().mean().item()
+    with (finished / "results.csv").open(newline="") as file:
+        keys = ("vars-sd-dictionary", "euler-5", "clean")
+        stored = [r for r in csv.DictReader(file) if (r["attention"], r["solver"], r["condition"]) == keys]
+    assert [float(r["accuracy"]) for r in stored] == [measured]
+
+
+def test_traces_fall_to_rest(finished: Path) -> None:
+    trace = np.load(finished / "runs" / "vars-sd-dictionary-seed0" / "trace.npz")
+    assert trace["maps_clean"].shape == (3, 4, 7, 7)
+    assert (np.diff(trace["energy"], axis=1) <= 1e-6).all()
+    assert (trace["residual"][:, -1] < trace["residual"][:, 0]).all()
+
+
+def test_a_second_start_trains_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*")}
+    monkeypatch.setattr(study, "ProcessPoolExecutor", None)  # starting a worker would fail
+    run_study(finished, TINY, ("softmax",), seeds=1)
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*")} == before
+    runs = json.loads((finished / "results.json").read_text())["runs"]
+    assert len(runs) == 2  # the other twin's run is still reported
+
+
+def test_other_settings_are_refused(finished: Path) -> None:
+    with pytest.raises(FolderError, match=r"sparsity 0\.3 there, 0\.1 now"):
+        run_study(finished, replace(TINY, sparsity=0.1), ("softmax",), seeds=1)
+
+
+def test_a_run_that_fails_leaves_the_others(tmp_path: Path) -> None:
+    unstable = replace(
+        TINY, recipe=Recipe(epochs=1, batch_size=20, learning_rate=1e30, warmup_epochs=0, clip_grad=1e30)
+    )
+    _, failures = run_study(tmp_path / "out", unstable, ("softmax",), seeds=1, workers=1)
+    assert len(failures) == 1
+    assert failures[0].startswith("softmax-seed0: DivergedError: the loss became")
+    assert not (tmp_path / "out" / "runs" / "softmax-seed0" / "run.json").exists()
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attention", "linear"], "unknown attention 'linear'; choose among softmax, vars-d"),
+        (["--solver", "rk5"], "unknown solver 'rk5' (did you mean 'rk4'?)"),
+        (["--solver", "nesterov-5"], "has no option 'num_steps'"),
+        (["--solver", "euler-0"], "num_steps must be a whole number of at least 1"),
+        (["--seeds", "0"], "seeds must be a whole number"),
+        (["--epochs", "0"], "epochs must be a whole number"),
+        (["--workers", "0"], "workers must be a whole number"),
+        (["--sparsity", "-1"], "sparsity must be a finite number of at least 0"),
+    ],
+)
+def test_bad_options_end_in_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["demo", "--quick", "--out", str(tmp_path / "out"), *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_in_use_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("text")
+    with pytest.raises(FolderError, match="not empty"):
+        run_study(tmp_path, TINY, ("softmax",), seeds=1)
+    with pytest.raises(FolderError, match="is a file"):
+        run_study(tmp_path / "thesis.tex", TINY, ("softmax",), seeds=1)
+    with pytest.raises(FolderError, match="cannot write"):
+        run_study(tmp_path / "thesis.tex" / "out", TINY, ("softmax",), seeds=1)
+    (tmp_path / "settings.json").write_text("[]")
+    with pytest.raises(FolderError, match="cannot be read"):
+        run_study(tmp_path, TINY, ("softmax",), seeds=1)
+
+
+def test_interrupt_keeps_finished_runs(tmp_path: Path) -> None:
+    arguments = ["--quick", "--out", str(tmp_path / "out"), "--workers", "1", "--epochs", "200"]
+    command = [sys.executable, "-m", "vars_ode", "demo", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "settings.json").exists():
+        assert time.monotonic() < deadline, "the study did not begin"
+        time.sleep(0.2)
+    done = tmp_path / "out" / "runs" / "softmax-seed0"
+    done.mkdir(parents=True)
+    (done / "run.json").write_text("{}")
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "1 finished runs are kept" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("command", [["--help"], ["demo", "--help"]])
+def test_help_works(command: list[str]) -> None:
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0
+    assert "demo" in result.output
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_twins_train_and_differ_in_attention_only(attention: str) -> None:
+    twin, softmax = build_twin(attention, TINY, seed=0), build_twin("softmax", TINY, seed=0)
+    twin(torch.rand(2, 1, 28, 28)).sum().backward()
+    assert all(p.grad is not None for p in twin.parameters())
+    names = [{n for n, _ in model.named_parameters() if ".attn." not in n} for model in (twin, softmax)]
+    assert names[0] == names[1]
+
+
+def test_another_solver_leaves_the_trained_model_alone() -> None:
+    model = build_twin("vars-sd-dictionary", TINY, seed=0).eval()
+    images = torch.rand(2, 1, 28, 28)
+    before = model(images)
+    longer = with_solver(model, "euler-20")
+    assert next(iter(vars_layers(longer).values())).solver == solvers.Euler(num_steps=20)
+    assert not torch.allclose(longer(images), before, atol=1e-7)
+    assert torch.equal(model(images), before)
+    assert longer.state_dict().keys() == model.state_dict().keys()
+
+
+def test_solver_labels() -> None:
+    assert parse_solver("euler-5") == solvers.Euler(num_steps=5)
+    assert parse_solver("rk4") == solvers.RK4()
+    assert Job("vars-sd", 1).name == "vars-sd-seed1"

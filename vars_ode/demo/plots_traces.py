@@ -11,8 +11,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from vars_ode.demo.plot_style import DASHES, MARKERS, SMALL, Plot, literal, new_figure, tidy
+from vars_ode.demo.plot_style import Plot
 from vars_ode.demo.results import BASELINE, Results
+from vars_ode.plotting import DASHES, MARKERS, SMALL, literal, new_figure, tidy
 
 Trace = dict[str, np.ndarray]
 MAX_IMAGES = 3
@@ -113,8 +114,7 @@ def attention_maps(results: Results) -> list[Plot]:
     baseline = found.pop(BASELINE, None)
     if not found and baseline is not None:
         found, baseline = {BASELINE: baseline}, None
-    for name, trace in found.items():
-        plots.append(_maps(name, trace, baseline))
+    plots += [_maps(name, arrays, baseline) for name, arrays in found.items()]
     if not plots:
         missing = "No run stored attention maps."
         plots.append(Plot("attention_maps", "Attention maps over solver time", "", missing=missing))

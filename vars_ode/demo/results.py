@@ -122,7 +122,8 @@ class Results:
         return [name for name in self.attentions if name != BASELINE]
 
     def seeds(self, attention: str) -> list[int]:
-        return sorted({key[1] for key in [*self.runs, *self.rows] if key[0] == attention})
+        trained = {seed for name, seed in self.runs if name == attention}
+        return sorted(trained | {row.seed for row in self.rows.values() if row.attention == attention})
 
     def trained_solver(self, attention: str, seed: int) -> str | None:
         """The solver of the training; without `results.json` the one with the most measurements."""

@@ -192,7 +192,7 @@ def _run(folder: Path, settings: Settings, job: Job) -> str | None:
         target.mkdir(parents=True, exist_ok=True)
         save_file(weights, target / "model.safetensors")
         if traces:
-            np.savez_compressed(target / "trace.npz", **traces)  # type: ignore[arg-type]
+            np.savez_compressed(target / "trace.npz", **traces)
         _write_json(target / "run.json", {**record, "rows": rows})
     except Exception as error:  # of whatever kind: the other runs go on, and the user is told
         return f"{type(error).__name__}: {error}"

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from torch import Tensor
+
 
 def positive_int(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -17,3 +19,10 @@ def positive_number(name: str, value: Any) -> None:
 def non_negative_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+
+
+def rate_of_state(rate: Any, y: Tensor) -> None:
+    """Whether what a field returned can be the rate of change of `y`."""
+    if not isinstance(rate, Tensor) or rate.shape != y.shape:
+        got = f"shape {tuple(rate.shape)}" if isinstance(rate, Tensor) else type(rate).__name__
+        raise ValueError(f"the field must return a tensor of y's shape, {tuple(y.shape)}, but got {got}")

@@ -2,12 +2,19 @@
 
 A field may offer more than its value. Solvers that need it look it up by name and otherwise refuse with a sentence:
 
-=======================  ==========================================================  ======================
-attribute                meaning                                                     asked for by
-=======================  ==========================================================  ======================
-`linear_rate`            the number c in f(t, y) = -c y + g(t, y)                    `ExponentialEuler`
-`contractive`            True: trajectories approach each other as time goes on      `Continuous` (warns)
-=======================  ==========================================================  ======================
+==============================  ===================================================  ======================
+attribute                       meaning                                              asked for by
+==============================  ===================================================  ======================
+`linear_rate`                   the number c in f(t, y) = -c y + g(t, y)             `ExponentialEuler`
+`contractive`                   True: trajectories approach each other in time       `Continuous` (warns)
+`resolvent(v, rho, args)`       (G + rho I)^-1 (b + rho v), where the field rests    `DouglasRachford`
+                                at minimisers of 1/2 a^T G a - b^T a + h(a)
+`prox(v, step, args)`           argmin_a h(a) + |a - v|^2 / (2 step)                 `DouglasRachford`
+`factorise(rho, args)`          optional: v -> resolvent(v, rho, args), with the     `DouglasRachford`
+                                factorisation made once
+`code(y, args)`,                optional: from a state to the code a and back;       `DouglasRachford`
+`state(a, args)`                without them the state is the code
+==============================  ===================================================  ======================
 """
 
 from typing import Any, Protocol

@@ -3,6 +3,8 @@
 import itertools
 import math
 import warnings
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,7 +30,7 @@ def solve(
     *,
     t0: float = 0.0,
     adjoint: str | Adjoint = "direct",
-    save_at: Tensor | Literal["steps"] | None = None,
+    save_at: Tensor | Sequence[float] | Literal["steps"] | None = None,
     until: SteadyState | None = None,
     on_failure: OnFailure = "last",
 ) -> Solution:
@@ -47,8 +49,8 @@ def solve(
         args: passed on to the field: any nesting of tuples, dicts and tensors. Gradients reach every tensor in it.
         t0: the start.
         adjoint: how gradients get back: a name out of `solvers.adjoints.available()` or an object.
-        save_at: None saves the end only, a 1-d tensor of times in the direction of integration these, "steps" every
-            step from y0 on.
+        save_at: None saves the end only, a 1-d tensor or sequence of times in the direction of integration these (a
+            sequence also under torch.compile, where values of tensors are out of reach), "steps" every step from y0 on.
         until: stop each sample at its steady state.
         on_failure: for samples that fail, "last" returns the last state and warns once, "raise" raises a
             SolverError, "nan" fills them with NaN. The status tells in all cases.
@@ -64,6 +66,8 @@ def solve(
     adjoint = adjoints.get(adjoint)
     if on_failure not in get_args(OnFailure):
         raise ValueError(f"on_failure must be one of {', '.join(get_args(OnFailure))}, got {on_failure!r}")
+    if not callable(field):
+        raise ValueError(f"field must be callable as field(t, y, args), got {type(field).__name__}")
     if until is not None and not isinstance(until, SteadyState):
         raise ValueError(f"until must be a SteadyState(rtol, atol) or None, got {until!r}")
     _check_state(y0)
@@ -86,7 +90,9 @@ def _check_state(y0: Tensor) -> None:
 
 def _check_interval(t0: float, t1: float) -> tuple[float, float]:
     for name, value in (("t0", t0), ("t1", t1)):
-        if (isinstance(value, Tensor) and value.numel() != 1) or isinstance(value, str | bool | None):
+        if isinstance(value, bool) or not (
+            isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+        ):
             raise ValueError(f"{name} must be a number, got {value!r}")
     t0, t1 = float(t0), float(t1)
     if not math.isfinite(t0) or math.isnan(t1):
@@ -95,16 +101,13 @@ def _check_interval(t0: float, t1: float) -> tuple[float, float]:
 
 
 def _check_save_at(
-    save_at: Tensor | Literal["steps"] | None, t0: float, t1: float
+    save_at: Tensor | Sequence[float] | Literal["steps"] | None, t0: float, t1: float
 ) -> tuple[float, ...] | Literal["steps"] | None:
     if save_at is None or isinstance(save_at, str):
         if save_at not in (None, "steps"):
             raise ValueError(f"save_at must be None, 'steps' or a 1-d tensor of times, got {save_at!r}")
         return save_at
-    times = torch.as_tensor(save_at, dtype=torch.float64)
-    if times.ndim != 1 or len(times) == 0:
-        raise ValueError(f"save_at must be a 1-d tensor of at least one time, got shape {tuple(times.shape)}")
-    values = tuple(times.tolist())
+    values = _as_numbers(save_at)
     direction = -1 if t1 < t0 else 1
     ordered = all(direction * a <= direction * b for a, b in itertools.pairwise(values))
     low, high = min(t0, t1), max(t0, t1)
@@ -114,6 +117,20 @@ def _check_save_at(
             f"save_at must lie between t0={t0} and t1={t1}, in the direction of integration, got {_shorten(values)}"
         )
     return tuple(min(max(value, low), high) for value in values)
+
+
+def _as_numbers(save_at: Any) -> tuple[float, ...]:
+    if isinstance(save_at, Tensor):
+        if save_at.ndim != 1:
+            raise ValueError(f"save_at must be a 1-d tensor of times, got shape {tuple(save_at.shape)}")
+        save_at = save_at.tolist()
+    try:
+        values = tuple(float(value) for value in save_at)
+    except TypeError:
+        raise ValueError(f"save_at must be None, 'steps' or a 1-d tensor of times, got {save_at!r}") from None
+    if not values:
+        raise ValueError("save_at must hold at least one time; None saves the end only")
+    return values
 
 
 def _shorten(values: tuple[float, ...], limit: int = 8) -> str:
@@ -151,5 +168,12 @@ def _handle_failure(solution: Solution, on_failure: OnFailure) -> Solution:
 
 
 def _is_traced(status: Tensor) -> bool:
-    """Whether values cannot be looked at: under torch.compile, torch.export and torch.func.vmap."""
-    return torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(status)
+    """Whether values cannot be looked at: under torch.compile, torch.export and torch.func.vmap, nested ones too."""
+    if torch.compiler.is_compiling():
+        return True
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(status):
+        if functorch.is_batchedtensor(status):
+            return True
+        status = functorch.get_unwrapped(status)
+    return False

@@ -22,7 +22,7 @@ class Nesterov(RelaxationSolver):
     The iterate y is the extrapolated point, since that is where f is evaluated and found small.
     """
 
-    def begin(self, y0: Tensor) -> Memory:
+    def begin(self, field: Field, y0: Tensor, args: Any) -> Memory:
         return y0, y0.new_ones(y0.shape[0])
 
     def step(

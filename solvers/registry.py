@@ -50,6 +50,8 @@ class Registry(Generic[T]):
         return cls(**options)
 
     def _check_options(self, name: str, cls: type, options: dict[str, Any]) -> None:
+        if not options:  # the usual case, and the one that torch.compile can trace
+            return
         valid = [field.name for field in dataclasses.fields(cls) if field.init]
         unknown = sorted(set(options) - set(valid))
         if unknown:

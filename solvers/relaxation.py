@@ -1,6 +1,5 @@
 """What relaxation methods share: they iterate T(y) = y + f(y) to its fixed point, where the flow comes to rest."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,8 +43,11 @@ class RelaxationSolver(SteppingSolver):
         return SteadyState(rtol=self.rtol, atol=self.atol)
 
     def grid(self, problem: Problem) -> Grid:
-        if problem.t1 == -math.inf:
-            raise ValueError(f"{type(self).__name__} looks for the limit t1 -> inf, got t1={problem.t1}")
+        if problem.t1 < problem.t0:
+            raise ValueError(
+                f"{type(self).__name__} looks for the limit t1 -> inf, got t1={problem.t1} before t0={problem.t0}; "
+                "leave t1 out, or integrate backwards with a solver such as 'rk4'"
+            )
         return Grid([problem.t0 + n for n in range(self.max_steps + 1)], open_ended=True)
 
     def stopping_rule(self, problem: Problem) -> SteadyState:

@@ -1,6 +1,5 @@
 """Which states a stepping solve keeps, and how states between two steps are interpolated."""
 
-import bisect
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,8 +31,10 @@ class SavePlan:
             direction = -1.0 if grid[-1] < grid[0] else 1.0
             keys = [direction * t for t in grid]
             tolerance = _SAME_TIME * max(1.0, abs(grid[0]), abs(grid[-1]))
-            for position, time in enumerate(save_at):
-                n = bisect.bisect_left(keys, direction * time - tolerance)
+            n = 0
+            for position, time in enumerate(save_at):  # both in the direction of integration: one walk along the two
+                while n < len(grid) and keys[n] < direction * time - tolerance:
+                    n += 1
                 if n < len(grid) and abs(grid[n] - time) <= tolerance:
                     at_step.setdefault(n, []).append(position)
                 elif n < len(grid):  # beyond an open-ended grid nothing moves any more: `assemble` fills in

@@ -75,7 +75,7 @@ class Solution:
     @property
     def success(self) -> Tensor:
         """Whether a sample reached what was asked for, (batch,) boolean."""
-        return self.status <= Status.STEADY_STATE
+        return self.status <= int(Status.STEADY_STATE)
 
     def describe(self) -> str:
         """The distinct outcomes in words, the most frequent first."""

@@ -44,4 +44,5 @@ class SteadyState:
 
     def reached(self, residual: Tensor, y: Tensor) -> Tensor:
         """Whether a sample is steady, (batch,), given its max-norm residual (batch,) and state (batch, ...)."""
-        return residual <= self.atol + self.rtol * max_norm(y)
+        size = max_norm(y)
+        return (residual <= self.atol + self.rtol * size) & size.isfinite()

@@ -7,19 +7,20 @@ state while their batch mates go on, so an answer never depends on the company i
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from solvers.checks import rate_of_state
 from solvers.field import Field
 from solvers.saving import SavePlan
 from solvers.solution import Solution, Status
 from solvers.solver import Loop, Problem, Solver
 from solvers.steady_state import SteadyState, max_norm
 
-Memory = tuple[Tensor, ...]
+Memory = tuple[Any, ...]
 Interpolation = Literal["linear", "hermite"]
 
 
@@ -57,8 +58,8 @@ class SteppingSolver(Solver):
     ) -> tuple[Tensor, Memory]:
         """One step from (t, y), where rate = field(t, y, args), to (next y, next memory)."""
 
-    def begin(self, y0: Tensor) -> Memory:
-        """What the method carries from step to step beside the state, each batch first."""
+    def begin(self, field: Field, y0: Tensor, args: Any) -> Memory:
+        """What the method carries from step to step beside the state: tensors, batch first, and constants."""
         return ()
 
     def stopping_rule(self, problem: Problem) -> SteadyState | None:
@@ -67,13 +68,8 @@ class SteppingSolver(Solver):
 
     def loop(self, problem: Problem) -> "SteppingLoop":
         grid = self.grid(problem)
-        return SteppingLoop(
-            problem=problem,
-            solver=self,
-            grid=grid,
-            until=self.stopping_rule(problem),
-            plan=SavePlan.on_grid(problem.save_at, grid.times),
-        )
+        plan = SavePlan.on_grid(problem.save_at, grid.times)
+        return SteppingLoop(replace(problem, until=self.stopping_rule(problem)), self, grid, plan)
 
 
 class Watch(NamedTuple):
@@ -124,7 +120,7 @@ class Carry(NamedTuple):
     rate: Tensor | None
     memory: Memory
     watch: Watch | None
-    residual: Tensor | None  # of the last step, where nothing is watched
+    residual: Tensor | None  # the mean rate over the last step of the grid, where it was taken
 
 
 Saved = dict[int, Tensor]  # position in the saved trajectory -> state
@@ -137,7 +133,6 @@ class SteppingLoop(Loop):
     problem: Problem
     solver: SteppingSolver
     grid: Grid
-    until: SteadyState | None
     plan: SavePlan
 
     @property
@@ -146,11 +141,12 @@ class SteppingLoop(Loop):
         return self.grid.num_steps
 
     def run(self, y0: Tensor, args: Any) -> Solution:
-        carry, saved = self.advance(self.start(y0), args, 0, self.num_steps)
+        carry, saved = self.advance(self.start(y0, args), args, 0, self.num_steps)
         return self.finish(y0, carry, saved, args)
 
-    def start(self, y0: Tensor) -> Carry:
-        return Carry(y0, None, self.solver.begin(y0), Watch.begin(y0) if self.until else None, None)
+    def start(self, y0: Tensor, args: Any) -> Carry:
+        memory = self.solver.begin(self.problem.field, y0, args)
+        return Carry(y0, None, memory, Watch.begin(y0) if self.problem.until else None, None)
 
     def done(self, carry: Carry) -> bool:
         """Whether every sample has stopped (waits for the device to answer)."""
@@ -159,13 +155,15 @@ class SteppingLoop(Loop):
     def advance(self, carry: Carry, args: Any, first: int, last: int) -> tuple[Carry, Saved]:
         """Take the steps `first`, ..., `last` - 1; returns the states to be saved on the way as well."""
         y, rate, memory, watch, residual = carry
-        solver, field, until = self.solver, self.problem.field, self.until
+        solver, field, until = self.solver, self.problem.field, self.problem.until
         times = torch.tensor(self.grid.times[first : last + 1], dtype=y.dtype, device=y.device)
         saved: Saved = {}
         for n in range(first, last):
             t, dt = times[n - first], self.grid.times[n + 1] - self.grid.times[n]
             known = rate is not None
-            rate = rate if rate is not None else field(t, y, args)
+            if rate is None:
+                rate = field(t, y, args)
+                rate_of_state(rate, y)
             if watch is not None and until is not None:
                 watch = watch.check(rate, y, until, evals=0 if known else 1)
                 if not bool(watch.active.any()):
@@ -175,14 +173,15 @@ class SteppingLoop(Loop):
                 watch = watch.stepped(solver.evals_per_step - 1)
                 y_next = _where(watch.active, y_next, y)
                 kept = zip(memory_next, memory, strict=True)
-                memory_next = tuple(_where(watch.active, new, old) for new, old in kept)
-            elif n == self.num_steps - 1:
+                memory_next = tuple(_keep(watch.active, new, old) for new, old in kept)
+            if n == self.num_steps - 1:
                 residual = max_norm((y_next - y) / dt)
             rate_next = None
             if self.plan.needs_end_rate(n, solver.interpolation):
                 rate_next = field(times[n + 1 - first], y_next, args)
                 if watch is not None:
                     watch = watch._replace(num_field_evals=watch.num_field_evals + watch.active)
+                    rate, rate_next = (_where(watch.active, r, torch.zeros_like(r)) for r in (rate, rate_next))
             self.plan.record(saved, n, dt, y, y_next, rate, rate_next)
             y, rate, memory = y_next, rate_next, memory_next
         return Carry(y, rate, memory, watch, residual), saved
@@ -191,30 +190,34 @@ class SteppingLoop(Loop):
         """Put the pieces together once all the segments have run."""
         y1, watch = carry.y, carry.watch
         if watch is None:
-            status, stats = self._plain_stats(carry, y1)
+            status, stats = self._plain_outcome(carry)
         else:
-            if self.grid.open_ended and self.until is not None and not self.done(carry):
-                t_end = torch.tensor(self.grid.times[-1], dtype=y1.dtype, device=y1.device)
-                rate = self.problem.field(t_end, y1, args)
-                watch = watch.check(rate, y1, self.until)
-            status, stats = self._watched_stats(watch, y1)
+            status, stats = self._watched_outcome(carry, watch, args)
+        status = torch.where(max_norm(y1).isfinite(), status, int(Status.NONFINITE))
         ts, ys = self.plan.assemble(saved, y0, y1, self.grid.times)
         return Solution(ts=ts, ys=ys, y1=y1, status=status, stats=stats)
 
-    def _plain_stats(self, carry: Carry, y1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        steps, batch = self.num_steps, y1.shape[0]
-        residual = carry.residual if carry.residual is not None else y1.new_zeros(batch)
-        num_steps = torch.full((batch,), steps, dtype=torch.long, device=y1.device)
-        evals = steps * self.solver.evals_per_step + self.plan.extra_evals(self.num_steps, self.solver.interpolation)
-        status = torch.where(residual.isfinite(), int(Status.SUCCESS), int(Status.NONFINITE))
-        return status, _stats(num_steps, torch.full_like(num_steps, evals), residual)
+    def _plain_outcome(self, carry: Carry) -> tuple[Tensor, dict[str, Tensor]]:
+        y1, steps = carry.y, self.num_steps
+        residual = carry.residual if carry.residual is not None else y1.new_zeros(y1.shape[0])
+        num_steps = torch.full((y1.shape[0],), steps, dtype=torch.long, device=y1.device)
+        evals = steps * self.solver.evals_per_step + self.plan.extra_evals(steps, self.solver.interpolation)
+        stats = _stats(num_steps, torch.full_like(num_steps, evals), residual)
+        return torch.full_like(num_steps, int(Status.SUCCESS)), stats
 
-    def _watched_stats(self, watch: Watch, y1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        status = watch.status
+    def _watched_outcome(self, carry: Carry, watch: Watch, args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        until, times = self.problem.until, self.grid.times
+        if self.grid.open_ended and until is not None and not self.done(carry):
+            t_end = torch.tensor(times[-1], dtype=carry.y.dtype, device=carry.y.device)
+            known = carry.rate is not None
+            rate = carry.rate if carry.rate is not None else self.problem.field(t_end, carry.y, args)
+            watch = watch.check(rate, carry.y, until, evals=0 if known else 1)
+        status, residual = watch.status, watch.residual
         if not self.grid.open_ended:  # the end of the interval was reached, steady or not
-            finished = torch.where(max_norm(y1).isfinite(), int(Status.SUCCESS), int(Status.NONFINITE))
-            status = torch.where(watch.active, finished, status)
-        return status, _stats(watch.num_steps, watch.num_field_evals, watch.residual)
+            status = torch.where(watch.active, int(Status.SUCCESS), status)
+            if carry.residual is not None:
+                residual = torch.where(watch.active, carry.residual, residual)
+        return status, _stats(watch.num_steps, watch.num_field_evals, residual)
 
 
 def _stats(num_steps: Tensor, num_field_evals: Tensor, residual: Tensor) -> dict[str, Tensor]:
@@ -225,6 +228,11 @@ def _stats(num_steps: Tensor, num_field_evals: Tensor, residual: Tensor) -> dict
         "num_field_evals": num_field_evals,
         "residual": residual,
     }
+
+
+def _keep(active: Tensor, new: Any, old: Any) -> Any:
+    """Memory after a step: that of samples at rest stays, and so do constants."""
+    return old if new is old else _where(active, new, old)
 
 
 def _where(active: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -8,8 +8,16 @@ from vars_ode._solvers_guard import check_solvers
 check_solvers()
 
 from vars_ode import dictionaries as dictionaries  # noqa: E402
+from vars_ode import models as models  # noqa: E402
 from vars_ode import timm_registration as timm_registration  # noqa: E402
 from vars_ode.attention import VARSAttention as VARSAttention  # noqa: E402
+from vars_ode.baselines import PerformerAttention as PerformerAttention  # noqa: E402
+from vars_ode.baselines import PositionScaledAttention as PositionScaledAttention  # noqa: E402
+from vars_ode.checkpoints import CheckpointError as CheckpointError  # noqa: E402
+from vars_ode.checkpoints import LoadReport as LoadReport  # noqa: E402
+from vars_ode.checkpoints import load_checkpoint as load_checkpoint  # noqa: E402
+from vars_ode.checkpoints import save_checkpoint as save_checkpoint  # noqa: E402
+from vars_ode.convolutional import VARSConvAttention as VARSConvAttention  # noqa: E402
 from vars_ode.dictionaries import Dynamic as Dynamic  # noqa: E402
 from vars_ode.dictionaries import Softmax as Softmax  # noqa: E402
 from vars_ode.dictionaries import StaticDynamic as StaticDynamic  # noqa: E402
@@ -18,5 +26,6 @@ from vars_ode.fields import ProximalFlow as ProximalFlow  # noqa: E402
 from vars_ode.fields import ReconstructionArgs as ReconstructionArgs  # noqa: E402
 from vars_ode.fields import energy as energy  # noqa: E402
 from vars_ode.fields import kkt_residual as kkt_residual  # noqa: E402
+from vars_ode.models import RobustVisionTransformer as RobustVisionTransformer  # noqa: E402
 
 __version__ = "0.1.0"

@@ -1,9 +1,10 @@
 """VARS attention: the equilibrium, or a finite solve, of sparse reconstruction in place of softmax(QK^T) V."""
 
 import copy
+import copyreg
 import inspect
-import math
-from typing import Any, Literal
+import itertools
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,10 @@ from vars_ode.fields import DYNAMICS, AnyArgs, ReconstructionArgs, check_thresho
 from vars_ode.learned import LearnedDictionary, LearnedFactor, NotLearned
 from vars_ode.masks import split_mask
 from vars_ode.rates import RATES
+from vars_ode.recurrence import INITIAL_STATES, Recurrence
 
-INITIAL_STATES = ("feedforward", "zero")
 
-
-class VARSAttention(nn.Module):
+class VARSAttention(Recurrence, nn.Module):
     """Self-attention as an ODE, a drop-in for `timm.layers.Attention`.
 
     Tokens are projected to queries, keys and values. A dictionary makes templates Phi out of queries and keys; a field
@@ -140,44 +140,13 @@ class VARSAttention(nn.Module):
             raise ValueError(
                 f"VARSAttention has no option {', '.join(map(repr, unknown))}; valid options: {', '.join(valid)}"
             )
-        return type(cls.__name__, (_Configured, cls), {"options": options, "base": cls, "__module__": cls.__module__})
-
-    @property
-    def solver(self) -> solvers.Solver:
-        """The solver; assign a name or an object to change it on a living layer."""
-        return self._solver
-
-    @solver.setter
-    def solver(self, choice: str | solvers.Solver) -> None:
-        self._set_solution(self.t1, choice, self.adjoint, self.until)
-
-    @property
-    def adjoint(self) -> Adjoint:
-        """How gradients get back through the solve; assign a name or an object to change it."""
-        return self._adjoint
-
-    @adjoint.setter
-    def adjoint(self, choice: str | Adjoint) -> None:
-        self._adjoint = solvers.adjoints.get(choice)
-
-    def _set_solution(
-        self, t1: float, solver: str | solvers.Solver, adjoint: str | Adjoint, until: SteadyState | None
-    ) -> None:
-        solver = solvers.get(solver)
-        if isinstance(t1, bool) or not isinstance(t1, int | float) or not t1 > 0:
-            raise ValueError(
-                f"t1, the horizon of the solve, must be a number above 0, got {t1!r}; for no recurrence at all take "
-                "single_step_limit()"
-            )
-        if until is not None and not isinstance(until, SteadyState):
-            raise ValueError(f"until must be a solvers.SteadyState(rtol, atol) or None, got {until!r}")
-        if math.isinf(t1) and until is None and not solver.reaches_equilibrium:
-            raise ValueError(
-                f"t1=inf asks for the equilibrium, which {solver} does not stop at; use a relaxation solver such as "
-                "'nesterov', or until=solvers.SteadyState(...)"
-            )
-        self.t1, self.until, self._solver = t1, until, solver
-        self.adjoint = adjoint
+        base = cls
+        if issubclass(cls, _Configured):  # already: what is new goes on top
+            options = {**cls.options, **options}
+            base = cls.base if "options" in vars(cls) else cls
+        bases = (base,) if issubclass(base, _Configured) else (_Configured, base)
+        made: Any = _ConfiguredType(base.__name__, bases, {"options": options, "base": base, "__module__": __name__})
+        return made
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Attend.
@@ -235,7 +204,8 @@ class VARSAttention(nn.Module):
                 'threshold="soft" does'
             )
         states = self._integrate(args, x, save_at).ys
-        return torch.stack([measure(self.field.code(state, args), args) for state in states])
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.stack([measure(self.field.code(state, args), args) for state in states])
 
     def _why_no_energy(self) -> str:
         if self.field.threshold != "soft":
@@ -249,8 +219,8 @@ class VARSAttention(nn.Module):
         (which the dictionary treats alike but thresholds differently). In the single-step limit of the softmax
         dictionary it is the attention matrix. Takes one backward pass per token through the steps of the solve.
         """
-        with torch.enable_grad():
-            q, k, v = (part.detach() for part in self._project(x))
+        with torch.inference_mode(False), torch.enable_grad():
+            q, k, v = (part.detach() for part in self._project(x.clone()))
             v.requires_grad_()
             with torch.autocast(x.device.type, enabled=False):
                 args, read_out = self._state_problem(q, k, v, attn_mask, is_causal)
@@ -268,9 +238,8 @@ class VARSAttention(nn.Module):
         lam = 0, eta = 1, state zero, one Euler step of dt = 1: the code is the drive, a = b, and the output is
         Phi Phi^T V; with dictionary="softmax" that is softmax attention.
         """
-        limit = copy.copy(self)
-        for name in ("_parameters", "_buffers", "_modules"):
-            setattr(limit, name, dict(getattr(self, name)))
+        shared = itertools.chain(self.parameters(), self.buffers())
+        limit = copy.deepcopy(self, {id(tensor): tensor for tensor in shared})
         if isinstance(self.learned, LearnedFactor):
             limit.learned = NotLearned()  # from state zero K plays no part; its scalars would
         limit.sparsity, limit.rate, limit.initial = 0.0, 1.0, "zero"
@@ -280,12 +249,15 @@ class VARSAttention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (batch, heads, tokens, head_dim)."""
-        if x.ndim != 3 or x.shape[-1] != self.qkv.in_features:
-            raise ValueError(f"expected tokens (batch, tokens, {self.qkv.in_features}), got {tuple(x.shape)}")
-        batch, tokens, _ = x.shape
-        parts = self.qkv(x).view(batch, tokens, -1, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, v = self.q_norm(parts[0]), parts[-1]
-        return q, q if self.dictionary.tied else self.k_norm(parts[1]), v
+        if x.ndim != 3 or x.shape[-1] != self.qkv.in_features or x.shape[1] == 0 or not x.is_floating_point():
+            raise ValueError(
+                f"expected floating point tokens (batch, tokens, {self.qkv.in_features}), at least one token, got "
+                f"{x.dtype} of shape {tuple(x.shape)}"
+            )
+        heads = (2 if self.dictionary.tied else 3, self.num_heads, self.head_dim)
+        q, *k, v = self.qkv(x).unflatten(-1, heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q = self.q_norm(q)
+        return q, self.k_norm(k[0]) if k else q, v
 
     def _state_problem(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
@@ -294,7 +266,7 @@ class VARSAttention(nn.Module):
         tied = k is q
         q, v = q.to(dtype), v.to(dtype)
         k = q if tied else k.to(dtype)
-        key_bias, pair_mask = split_mask(attn_mask, is_causal, v.shape[-2], v)
+        key_bias, pair_mask = split_mask(attn_mask, is_causal, v)
         if pair_mask is not None and not self.dictionary.tied and not self._is_single_step():
             raise ValueError(
                 "a mask that differs between queries (causal, or (tokens, tokens)) leaves no symmetric Gram: tokens "
@@ -309,35 +281,13 @@ class VARSAttention(nn.Module):
     def _step_bound(self, gram: Tensor) -> Tensor:
         if isinstance(self.rate, str):
             return RATES[self.rate](gram)
-        return gram.new_tensor(self.rate)
+        return gram.new_full((), self.rate)
 
     def _is_single_step(self) -> bool:
         solver = self.solver
         if self.initial != "zero" or not isinstance(solver, solvers.Euler):
             return False
         return solver.num_steps == 1 if solver.num_steps else (solver.dt or 1.0) >= self.t1
-
-    def _integrate(
-        self,
-        args: AnyArgs,
-        x: Tensor,
-        save_at: Tensor | Literal["steps"] | None = None,
-        adjoint: Adjoint | None = None,
-    ) -> solvers.Solution:
-        y0 = self.field.feedforward(args) if self.initial == "feedforward" else torch.zeros_like(args.drive)
-        solution = solvers.solve(
-            self.field,
-            y0,
-            t1=self.t1,
-            solver=self.solver,
-            args=args,
-            adjoint=adjoint or self.adjoint,
-            save_at=save_at,
-            until=self.until,
-        )
-        if not torch.compiler.is_compiling() and bool((solution.status == solvers.Status.NONFINITE).any()):
-            _blame_input(x)
-        return solution
 
     def extra_repr(self) -> str:
         rate = repr(self.rate)
@@ -347,22 +297,31 @@ class VARSAttention(nn.Module):
         )
 
 
-class _Configured:
-    """Mixed in by `configured`: fills in its options, and pickles by them, since the class has no importable name."""
+class _ConfiguredType(type):
+    """The type of the classes that `configured` makes. They have no importable name, so they are pickled by options."""
 
-    options: dict[str, Any]
-    base: type[VARSAttention]
+
+class _Configured(metaclass=_ConfiguredType):
+    """Mixed in by `configured`: fills in its options."""
+
+    base: ClassVar[type[VARSAttention]]
+    options: ClassVar[dict[str, Any]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**self.options, **kwargs})
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _empty_configured, (self.base, self.options), self.__dict__
+        super().__init__(*args, **{**type(self).options, **kwargs})
 
 
-def _empty_configured(base: type[VARSAttention], options: dict[str, Any]) -> VARSAttention:
-    cls = base.configured(**options)
-    return cls.__new__(cls)
+def _reduce_configured(cls: Any) -> str | tuple[Any, ...]:
+    if "options" in vars(cls):
+        return _configure, (cls.base, cls.options)
+    return cls.__qualname__  # a user's own subclass, found by name
+
+
+def _configure(base: type[VARSAttention], options: dict[str, Any]) -> type[VARSAttention]:
+    return base.configured(**options)
+
+
+copyreg.pickle(_ConfiguredType, _reduce_configured)
 
 
 def _head_dim(dim: int, num_heads: int, attn_head_dim: int | None) -> int:
@@ -411,12 +370,3 @@ def _learned(
     if learned == "dictionary":
         return LearnedDictionary(num_templates, **factory)
     return LearnedFactor(num_templates, signed_sparsity=threshold == "gelu", **factory)
-
-
-def _blame_input(x: Tensor) -> None:
-    """Tell a user's NaN from a diverging solve, which has its own status and warning."""
-    if not bool(x.isfinite().all()):
-        bad = int((~x.isfinite()).flatten(1).any(1).sum())
-        raise ValueError(
-            f"{bad} of {len(x)} inputs hold NaN or infinite values; check the data and the layers before this one"
-        )

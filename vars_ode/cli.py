@@ -81,5 +81,57 @@ def demo(
         raise typer.Exit(1)
 
 
+@app.command()
+def convergence(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A timm model such as vit_tiny_patch16_224 or rvt_tiny, or a small one for the embedded data: a "
+            "twin of the demo such as vars-d or vars-sd-plain.  [default: vars-sd-dictionary, or what --checkpoint says]",
+            show_default=False,
+        ),
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="Of a timm model: vars_d, vars_sd or vars_softmax.  [default: vars_d]")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights; random ones by default.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture; by default a few of the embedded test images.")] = None,
+    images: Annotated[int, typer.Option(help="How many of the embedded images.")] = 3,
+    solvers: Annotated[str, typer.Option(help="Names with commas between, out of solvers.available().")] = (
+        "euler,rk4,nesterov"
+    ),
+    layer: Annotated[
+        str | None, typer.Option(help="The layer to look at, such as blocks.0.attn.  [default: the last]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    out: Annotated[Path, typer.Option(help="Results folder: new, or of an earlier convergence study.")] = Path(
+        "runs/convergence"
+    ),
+) -> None:
+    """Measure how the solve of a VARS layer converges: orders, work-precision, energy, basin, attention maps.
+
+    Writes a CSV and a PNG per measure and index.html, which holds them all, into the results folder.
+    """
+    from vars_ode.analysis import study
+
+    try:
+        names = study.check_solvers([name.strip() for name in solvers.split(",")])
+        subject = study.build_subject(model, attention, checkpoint, image, images, seed)
+        facts = {
+            "command": _command(),
+            "model": subject.name,
+            "input": str(image) if image else f"{len(subject.inputs)} embedded Fashion-MNIST test images",
+            "seed": seed,
+        }
+        page = study.run_convergence(out, subject, names, layer, facts)
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped. What is in {out} is incomplete; the same command starts anew.", err=True)
+        raise typer.Exit(130) from None
+    except (ValueError, OSError, RuntimeError) as error:
+        typer.echo(f"vars-ode convergence: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"Page: {page}")
+
+
 def _command() -> str:
     return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])

@@ -15,11 +15,21 @@ Computation 2008 (LCA, eta = 1); Shi et al., Visual attention emerges from recur
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class GramOperator(Protocol):
+    """A Gram that is applied but never formed, in place of the tensor. A tuple of tensors: gradients reach them."""
+
+    def __matmul__(self, code: Tensor, /) -> Tensor:
+        """G a."""
+
+    def resolvent(self, code: Tensor, rho: float) -> Tensor:
+        """(G + rho I)^-1 a."""
 
 
 class ReconstructionArgs(NamedTuple):
@@ -27,7 +37,7 @@ class ReconstructionArgs(NamedTuple):
 
     Attributes:
         drive: b = Phi^T V, (..., m, d).
-        gram: G = Phi^T Phi, (..., m, m), symmetric.
+        gram: G = Phi^T Phi, (..., m, m), symmetric; or a `GramOperator`.
         rate: eta, broadcasts against (..., 1, 1). E never rises along Euler steps of dt <= 1 for eta <= 1 / |G|_2.
         sparsity: lam, broadcasts against (..., 1, 1).
     """
@@ -63,27 +73,29 @@ def soft_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 class _SoftThreshold(torch.autograd.Function):
-    """The derivatives are masks that the result itself shows. Autograd through clamp by a tensor finds them with
-    nine passes over the data, which cost more than the matrix products of a step."""
+    """The derivatives are masks that the sign of the result shows; autograd through clamp finds them with nine passes.
+    Every pass is arithmetic: clamp by a tensor, comparisons and `where` take several times as long on a CPU."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, threshold: Tensor) -> Tensor:
-        return x - torch.clamp(x, min=-threshold, max=threshold)
+        return (x - threshold).clamp_min_(0).add_((x + threshold).clamp_max_(0))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.threshold_shape = inputs[1].shape
-        ctx.save_for_backward(output)
+        ctx.save_for_backward(output, inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        (result,) = ctx.saved_tensors
-        grad_x = grad * (result != 0)
+        result, threshold = ctx.saved_tensors
+        sign = result.sign()
+        signed = grad * sign
+        no_threshold = (threshold == 0).to(grad.dtype)  # S(x; 0) = x, also at x = 0
+        grad_x = torch.lerp(signed * sign, grad, no_threshold)
         if not ctx.needs_input_grad[1]:
             return grad_x, None
-        return grad_x, -(grad_x * result.sign()).sum_to_size(ctx.threshold_shape)
+        return grad_x, -signed.sum_to_size(threshold.shape)
 
 
 def gelu_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
@@ -128,8 +140,41 @@ def _require_energy(args: AnyArgs) -> None:
         )
 
 
+class _Splitting:
+    """What `solvers.DouglasRachford` asks of a field beside its value: E as a quadratic part and lam |a|_1."""
+
+    threshold: str
+
+    def prox(self, v: Tensor, step: float, args: AnyArgs) -> Tensor:
+        """argmin_a lam |a|_1 + |a - v|^2 / (2 step) = S(v; step lam), (..., m, d)."""
+        return soft_threshold(v, step * args.sparsity)
+
+    def resolvent(self, v: Tensor, rho: float, args: AnyArgs) -> Tensor:
+        """(G + rho I)^-1 (b + rho v), (..., m, d)."""
+        return self.factorise(rho, args)(v)
+
+    def factorise(self, rho: float, args: AnyArgs) -> Callable[[Tensor], Tensor]:
+        """v -> resolvent(v, rho, args) by one Cholesky factorisation; NaN for a Gram that is not positive.
+
+        A `GramOperator` brings a resolvent of its own.
+        """
+        _require_energy(args)
+        if self.threshold != "soft":
+            raise ValueError(
+                f"the threshold {self.threshold!r} is no proximal operator, so there is no problem to split; use "
+                'threshold="soft", or a solver that needs only the value of the field, such as "fixed_point"'
+            )
+        gram: Tensor | GramOperator = args.gram
+        if not isinstance(gram, Tensor):
+            return lambda v: gram.resolvent(args.drive + rho * v, rho)
+        shifted = gram + rho * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        factor = torch.where(info[..., None, None] > 0, float("nan"), factor)
+        return lambda v: torch.cholesky_solve(args.drive + rho * v, factor)
+
+
 @dataclass(frozen=True)
-class ProximalFlow:
+class ProximalFlow(_Splitting):
     """a' = S(a - eta (G a - b); eta lam) - a. Euler with dt = 1 is ISTA with step eta.
 
     Args:
@@ -152,13 +197,17 @@ class ProximalFlow:
         """The code a that a state stands for: here the state itself."""
         return state
 
+    def state(self, code: Tensor, args: AnyArgs) -> Tensor:
+        """The state of an equilibrium whose code is `code`: here the code itself."""
+        return code
+
     def feedforward(self, args: AnyArgs) -> Tensor:
         """The state of the code S(b; lam), to start from."""
         return THRESHOLDS[self.threshold](args.drive, args.sparsity)
 
 
 @dataclass(frozen=True)
-class LCA:
+class LCA(_Splitting):
     """u' = -u + a + eta (b - G a) with a = S(u; eta lam): Rozell's network at eta = 1.
 
     Euler with dt = 1 is ISTA with step eta, the membrane potential being its argument before the threshold.
@@ -183,8 +232,15 @@ class LCA:
         """The code a = S(u; eta lam) of the membrane potentials u."""
         return THRESHOLDS[self.threshold](state, args.rate * args.sparsity)
 
+    def state(self, code: Tensor, args: AnyArgs) -> Tensor:
+        """The potentials u = a + eta (b - G a) of an equilibrium whose code is `code`."""
+        return torch.addcmul(code, args.rate, args.drive - args.gram @ code)
+
     def feedforward(self, args: AnyArgs) -> Tensor:
-        """Potentials u whose code is S(b; lam): thresholds add up, S(S(b; (1 - eta) lam); eta lam) = S(b; lam)."""
+        """Potentials u whose code is S(b; lam): thresholds add up, S(S(b; (1 - eta) lam); eta lam) = S(b; lam).
+
+        "gelu" has no such potentials where |b| < (1 - eta) lam; codes start from 0 there.
+        """
         below = ((1 - args.rate) * args.sparsity).expand(args.drive.shape)
         return args.drive.sign() * (args.drive.abs() - below).clamp_min(0)
 

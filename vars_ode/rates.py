@@ -25,13 +25,13 @@ def power_rate(gram: Tensor, iterations: int = 8) -> Tensor:
     """
     magnitude = gram.abs()
     v = torch.ones_like(gram[..., :1])
-    tiny = torch.finfo(gram.dtype).tiny
+    smallest = torch.finfo(gram.dtype).eps  # a Gram of zeros bears any rate: keep to a finite one
     bound = torch.full_like(gram[..., :1, :1], float("inf"))
     for _ in range(iterations):
         w = magnitude @ v
         bound = torch.minimum(bound, (w / v).amax((-2, -1), keepdim=True))
-        v = (w / w.amax((-2, -1), keepdim=True).clamp_min(tiny)).clamp_min(1e-6)
-    return 1 / bound.clamp_min(tiny)
+        v = (w / w.amax((-2, -1), keepdim=True).clamp_min(smallest)).clamp_min(1e-6)
+    return 1 / bound.clamp_min(smallest)
 
 
 RATES: dict[str, Callable[[Tensor], Tensor]] = {"gershgorin": gershgorin_rate, "power": power_rate}

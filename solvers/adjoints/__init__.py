@@ -2,12 +2,16 @@
 
 from solvers.adjoints.adjoint import Adjoint as Adjoint
 from solvers.adjoints.checkpointed import Checkpointed as Checkpointed
+from solvers.adjoints.continuous import Continuous as Continuous
 from solvers.adjoints.direct import Direct as Direct
+from solvers.adjoints.implicit import Implicit as Implicit
 from solvers.registry import Registry
 
 _registry: Registry[Adjoint] = Registry("adjoint", Adjoint)  # type: ignore[type-abstract]
 _registry.register("direct", Direct)
 _registry.register("checkpointed", Checkpointed)
+_registry.register("continuous", Continuous)
+_registry.register("implicit", Implicit)
 
 get = _registry.get
 available = _registry.available

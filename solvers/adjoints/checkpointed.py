@@ -39,7 +39,7 @@ class Checkpointed(Adjoint):
             )
         steps = loop.num_steps
         length = math.ceil(steps / min(steps, self.num_segments or math.isqrt(steps))) if steps else 1
-        carry, saved = loop.start(y0), {}
+        carry, saved = loop.start(y0, args), {}
         for first in range(0, steps, length):
             if loop.done(carry):
                 break

@@ -3,6 +3,8 @@
 Choromanski et al., Rethinking attention with Performers, ICLR 2021, lemma 1; orthogonal rows: section 3.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +47,9 @@ def unit_columns(log_templates: Tensor, key_bias: Tensor | None) -> tuple[Tensor
     biased = log_templates + key_bias.transpose(-2, -1)
     peak = biased.detach().amax(-2, keepdim=True)
     peak = torch.where(peak.isinf(), 0.0, peak)  # every token masked: columns of zeros
-    write, read = (biased - peak).exp(), (log_templates - peak).exp()
+    write = (biased - peak).exp()
+    ceiling = 0.5 * math.log(torch.finfo(peak.dtype).max)  # only tokens taken out reach it, whose read-out stays finite
+    read = (log_templates - peak).clamp_max(ceiling).exp()
     norm = torch.linalg.vector_norm(write, dim=-2, keepdim=True)
     norm = torch.where(norm > 0, norm, 1.0)
     return read / norm, write / norm

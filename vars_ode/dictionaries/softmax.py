@@ -58,7 +58,7 @@ class SoftmaxTemplates(Templates):
         mask = pair_mask if pair_mask is not None else key_bias
         drive = v
         if key_bias is not None:
-            drive = torch.where(key_bias.transpose(-2, -1).isneginf(), 0.0, v)
+            drive = torch.where(key_bias.transpose(-2, -1).exp() == 0, 0.0, v)
         return Reconstruction(drive, normalized_kernel(k, key_bias), SoftmaxReadOut(q, k, mask, dropout))
 
 

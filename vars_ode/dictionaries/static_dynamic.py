@@ -34,8 +34,9 @@ class StaticDynamic(Dictionary):
         if not valid or not all(isinstance(side, int) and side > 0 for side in self.grid):
             raise ValueError(f"grid must be (height, width) in tokens, got {self.grid!r}")
         object.__setattr__(self, "grid", tuple(self.grid))
-        if self.num_prefix_tokens is not None and self.num_prefix_tokens < 0:
-            raise ValueError(f"num_prefix_tokens must be at least 0 or None, got {self.num_prefix_tokens}")
+        prefix = self.num_prefix_tokens
+        if prefix is not None and (not isinstance(prefix, int) or prefix < 0):
+            raise ValueError(f"num_prefix_tokens must be a whole number of at least 0, or None, got {prefix!r}")
 
     def build(self, shape: Shape, **factory: Any) -> "StaticDynamicTemplates":
         return StaticDynamicTemplates(shape, self, **factory)
@@ -57,6 +58,7 @@ class StaticDynamicTemplates(Templates):
         self.dynamic = Dynamic(choice.orthogonal).build(shape, device=device, dtype=dtype)
         self.grid = choice.grid
         self.num_prefix_tokens = choice.num_prefix_tokens
+        self.input_grid: tuple[int, int] | None = None  # of the tokens to come, from a model that knows its images
         self.num_templates = 2 * self.dynamic.num_features
         size = (shape.num_heads, math.prod(self.grid), self.dynamic.num_features)
         self.static = nn.Parameter(torch.randn(size, device=device).to(dtype=dtype))
@@ -91,7 +93,8 @@ class StaticDynamicTemplates(Templates):
             static = F.normalize(static, dim=-2)
             return static, static
         write = static * key_bias.transpose(-2, -1).exp()
-        norm = torch.linalg.vector_norm(write, dim=-2, keepdim=True).clamp_min(1e-12)
+        norm = torch.linalg.vector_norm(write, dim=-2, keepdim=True)
+        norm = torch.where(norm > 0, norm, 1.0)  # every token of the grid masked: columns of zeros
         return static / norm, write / norm
 
     def _layout(self, tokens: int) -> tuple[int, tuple[int, int]]:
@@ -99,6 +102,8 @@ class StaticDynamicTemplates(Templates):
         own = math.prod(self.grid)
         known = self.num_prefix_tokens
         prefixes = range(MAX_INFERRED_PREFIX + 1) if known is None else (known,)
+        if self.input_grid is not None and tokens - math.prod(self.input_grid) in prefixes:
+            return tokens - math.prod(self.input_grid), self.input_grid
         if tokens - own in prefixes:
             return tokens - own, self.grid
         for prefix in prefixes:

@@ -1,0 +1,84 @@
+"""Every solver on one layer: how close to the equilibrium it gets, at what cost, and what gradient it gives.
+
+    python examples/solvers_tour.py
+
+Columns: relative error of the output to the equilibrium's; field evaluations per image; wall time of the forward pass;
+relative error of the gradient (of the mean squared output, in the weights) to the equilibrium's; peak memory of forward
+and backward pass together.
+
+Fixed-step and adaptive solvers stop at t1 = 20 and are judged by where the others end: their error is mostly the rest
+of the way, not inaccuracy.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import solvers
+from vars_ode import VARSAttention
+from vars_ode.bench.memory import PeakMemory
+from vars_ode.bench.table import table
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One line of the tour."""
+
+    solver: str
+    adjoint: str
+    error_to_equilibrium: float
+    evaluations: float
+    milliseconds: float
+    gradient_error: float
+    kib: float
+
+
+def output_and_gradient(layer: VARSAttention, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    output = layer(tokens)
+    gradients = torch.autograd.grad(output.square().mean(), list(layer.parameters()))
+    return output.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def relative(value: Tensor, reference: Tensor) -> float:
+    return float((value - reference).norm() / reference.norm())
+
+
+def visit(layer: VARSAttention, tokens: Tensor, name: str, reference: tuple[Tensor, Tensor]) -> Stop:
+    """Put one solver into the layer. The weights stay the same."""
+    needs_implicit = name == "scipy"  # integrates outside of torch, where no gradient flows
+    layer.solver = solvers.Scipy(method="RK45") if needs_implicit else name
+    layer.adjoint = "implicit" if needs_implicit else "direct"
+    layer.until = solvers.SteadyState(rtol=1e-4, atol=1e-5) if needs_implicit else None
+    with torch.no_grad():
+        started = time.perf_counter()
+        layer(tokens)
+        milliseconds = 1e3 * (time.perf_counter() - started)
+        evaluations = layer.solve(tokens).stats["num_field_evals"].double().mean().item()
+    with PeakMemory() as memory:
+        output, gradient = output_and_gradient(layer, tokens)
+    return Stop(
+        solver=name,
+        adjoint="implicit" if needs_implicit else "direct",
+        error_to_equilibrium=relative(output, reference[0]),
+        evaluations=evaluations,
+        milliseconds=milliseconds,
+        gradient_error=relative(gradient, reference[1]),
+        kib=memory.peak / 1024,
+    )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    layer = VARSAttention(32, num_heads=2, dictionary="dynamic", sparsity=0.3, rate="power", t1=20.0).double()
+    tokens = torch.randn(2, 49, 32, dtype=torch.float64)
+    layer.solver = solvers.DouglasRachford(rtol=0.0, atol=1e-10, max_steps=5000)
+    layer.adjoint = "implicit"
+    reference = output_and_gradient(layer, tokens)
+    print(table([visit(layer, tokens, name, reference) for name in solvers.available()]))
+
+
+if __name__ == "__main__":
+    main()

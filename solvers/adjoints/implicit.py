@@ -1,0 +1,150 @@
+"""The gradient of an equilibrium by the implicit function theorem."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.adjoints.adjoint import Adjoint
+from solvers.checks import positive_int, positive_number
+from solvers.krylov import gmres
+from solvers.solution import Solution, SolverWarning, Status
+from solvers.solver import Loop
+from solvers.tree import map_tensors
+
+
+@dataclass(frozen=True)
+class Implicit(Adjoint):
+    """Differentiates where the solve ended, not how it got there: memory of one evaluation, whatever the steps.
+
+    At an equilibrium f(y, theta) = 0, with J = df/dy,
+
+        dL/dtheta = (df/dtheta)^T w,    -J^T w = dL/dy,    dL/dy0 = 0
+
+    (Bai, Kolter & Koltun, Deep equilibrium models, NeurIPS 2019, theorem 1, with f(y) = T(y) - y). The linear system
+    is solved matrix-free, sample by sample, with vector-Jacobian products of the field: see `solvers.krylov`.
+
+    Recommended for relaxation solvers and for `until=SteadyState(...)`. The gradient is as good as the equilibrium: an
+    error of the state goes into J and df/dtheta. Samples that had not come to rest get the gradient of an equilibrium
+    all the same, with a warning. There is no gradient of a gradient, nor one of saved states before the last.
+
+    `theta` is all that the field reads: `args`, parameters of modules, tensors it closes over. `stats` count the
+    forward solve; two more evaluations connect its answer to the graph.
+
+    Args:
+        rtol: tolerance of the linear system, as `solvers.krylov.gmres` defines it; where it is missed a warning states
+            the error. None for 1e-12 in float64 and 1e-6 in float32.
+        max_steps: limit of vector-Jacobian products.
+        restart: dimension of the Krylov space; as many vectors of the state's size are held while the gradient is
+            computed. Smaller ones save memory and may need far more products.
+    """
+
+    rtol: float | None = None
+    max_steps: int = 1000
+    restart: int = 50
+
+    def __post_init__(self) -> None:
+        if self.rtol is not None:
+            positive_number("rtol", self.rtol)
+        positive_int("max_steps", self.max_steps)
+        positive_int("restart", self.restart)
+
+    def solve(self, loop: Loop, y0: Tensor, args: Any) -> Solution:
+        _refuse_finite_horizons(loop)
+        with torch.no_grad():
+            solution = loop.run(y0, args)
+        if not torch.is_grad_enabled():
+            return solution
+        field, end = loop.problem.field, loop.problem.t1 if math.isfinite(loop.problem.t1) else loop.problem.t0
+        t, rest = torch.tensor(end, dtype=y0.dtype, device=y0.device), solution.y1
+        rate = field(t, rest, args)  # its graph leads to all that the field reads
+        if not (rate.requires_grad or y0.requires_grad):
+            return solution
+        _warn_of_motion(solution)
+        # A graph that leads to the state alone, built now: a module may hold other tensors when backward is called.
+        state = rest.clone().requires_grad_()
+        rate_of_state = field(t, state, map_tensors(Tensor.detach, args))
+        y1 = _Equilibrium.apply(rate, y0, rest, self, state, rate_of_state)
+        ys = y1[None] if loop.problem.save_at is None else _Trajectory.apply(solution.ys, y1)
+        return Solution(solution.ts, ys, y1, solution.status, solution.stats)
+
+
+class _Equilibrium(torch.autograd.Function):
+    """Passes the equilibrium on; on the way back it turns dL/dy into w and hands that to the rate."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rate: Tensor, y0: Tensor, rest: Tensor, adjoint: Implicit, state: Tensor, rate_of_state: Tensor
+    ) -> Tensor:
+        ctx.adjoint, ctx.state, ctx.rate_of_state = adjoint, state, rate_of_state
+        return rest.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the adjoint 'implicit' has no second derivative: it was asked for one by create_graph=True; use "
+                "adjoint='direct' with enough steps to come to rest"
+            )
+        w = _solve_transposed(ctx.adjoint, ctx.state, ctx.rate_of_state, grad)
+        return w, torch.zeros_like(grad), None, None, None, None
+
+
+class _Trajectory(torch.autograd.Function):
+    """Saved states of a solve whose way is not differentiated: a gradient that would be missing is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, ys: Tensor, y1: Tensor) -> Tensor:
+        return ys.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "the adjoint 'implicit' differentiates the equilibrium `y1` alone, but a gradient of the saved states `ys` "
+            "was asked for: use `y1`, or adjoint='direct' or 'checkpointed'"
+        )
+
+
+def _solve_transposed(adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tensor) -> Tensor:
+    """w with -J^T w = grad, shaped as the state."""
+
+    def operator(w: Tensor) -> Tensor:
+        (product,) = torch.autograd.grad(rate, state, w.view_as(state), retain_graph=True)
+        return -product.reshape(w.shape)
+
+    b = grad.reshape(grad.shape[0], -1)
+    rtol = adjoint.rtol if adjoint.rtol is not None else 1e-12 if b.dtype == torch.float64 else 1e-6
+    w, error = gmres(operator, b, rtol, adjoint.max_steps, adjoint.restart)
+    missed = ~(error <= rtol)
+    if bool(missed.any()):
+        warnings.warn(
+            f"the linear system of the implicit gradient is solved to a relative residual of {float(error.max()):.1e}, "
+            f"not {rtol:.1e}, for {int(missed.sum())} of {len(error)} samples: raise max_steps or restart of Implicit, "
+            "bring the state closer to rest, or look for an equilibrium that is not isolated",
+            SolverWarning,
+            stacklevel=2,
+        )
+    return w.view_as(state)
+
+
+def _refuse_finite_horizons(loop: Loop) -> None:
+    if loop.problem.until is None:
+        raise ValueError(
+            f"the adjoint 'implicit' differentiates equilibria, but this solve ends at t1={loop.problem.t1} whether at "
+            "rest or not: give until=SteadyState(...) or a relaxation solver such as 'nesterov'; for a finite horizon "
+            "use the adjoint 'direct', 'checkpointed' or 'continuous'"
+        )
+
+
+def _warn_of_motion(solution: Solution) -> None:
+    moving = int((solution.status == int(Status.SUCCESS)).sum())
+    if moving:
+        warnings.warn(
+            f"{moving} of {len(solution.status)} samples reached t1 before a steady state; the implicit gradient is "
+            "that of an equilibrium, which they are not at. Raise t1, or loosen SteadyState",
+            SolverWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,73 @@
+"""Douglas-Rachford splitting: the stiff linear part of a field implicit, the non-smooth one by its prox."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from solvers.checks import positive_number
+from solvers.field import Field
+from solvers.relaxation import RelaxationSolver
+from solvers.solver import Problem, require
+from solvers.stepping import Memory, SteppingLoop
+
+
+@dataclass(frozen=True)
+class DouglasRachford(RelaxationSolver):
+    """The alternating direction method of multipliers in scaled form, over-relaxed, for fields that come to rest at
+    the minimisers of 1/2 a^T G a - b^T a + h(a):
+
+        x <- (G + rho I)^-1 (b + rho (z - u)),    x <- relaxation x + (1 - relaxation) z
+        z <- prox_{h / rho}(x + u),               u <- u + x - z
+
+    Boyd, Parikh, Chu, Peleato & Eckstein, Distributed optimization and statistical learning via the alternating
+    direction method of multipliers, 2011, sections 3.1.1 and 3.4.3. Being implicit in G it does not feel its
+    conditioning as gradient steps do: on coherent templates it needs about 1/20 of the iterations of `FixedPoint`.
+
+    The field must offer `resolvent(v, rho, args)` and `prox(v, step, args)`. Where it offers more, that is used:
+    `factorise(rho, args)`, the resolvent as a function of v alone, asked for once per solve so that the factorisation
+    is made once; `code(y, args)` and `state(a, args)`, where the state of the field is not the code a itself.
+
+    Every iteration evaluates the field once, for the true residual |f(y)|; u and x are no part of the answer, which
+    holds z, exactly zero where h makes it so. The step `rate` of the field plays no part in the iterates.
+
+    Args:
+        rho: 1 suits templates of unit norm, whose Gram has a mean eigenvalue of 1; any rho > 0 converges.
+        relaxation: in (0, 2); 1.8 is the upper end of what section 3.4.3 reports to help.
+    """
+
+    rho: float = 1.0
+    relaxation: float = 1.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive_number("rho", self.rho)
+        positive_number("relaxation", self.relaxation)
+        if not self.relaxation < 2:
+            raise ValueError(f"relaxation must be below 2, where convergence ends, got {self.relaxation!r}")
+
+    def loop(self, problem: Problem) -> SteppingLoop:
+        require(problem.field, "resolvent", self, "resolvent(v, rho, args) = (G + rho I)^-1 (b + rho v)")
+        require(problem.field, "prox", self, "prox(v, step, args), of the non-smooth part")
+        return super().loop(problem)
+
+    def begin(self, field: Any, y0: Tensor, args: Any) -> Memory:
+        z = field.code(y0, args) if hasattr(field, "code") else y0
+        return z, z.new_zeros(z.shape), self._resolvent(field, args)
+
+    def step(
+        self, field: Field, t: Tensor, dt: float, y: Tensor, rate: Tensor, memory: Memory, args: Any
+    ) -> tuple[Tensor, Memory]:
+        z, u, resolvent = memory
+        x = self.relaxation * resolvent(z - u) + (1 - self.relaxation) * z
+        splitting: Any = field
+        z_next = splitting.prox(x + u, 1 / self.rho, args)
+        y_next = splitting.state(z_next, args) if hasattr(field, "state") else z_next
+        return y_next, (z_next, u + x - z_next, resolvent)
+
+    def _resolvent(self, field: Any, args: Any) -> Callable[[Tensor], Tensor]:
+        if hasattr(field, "factorise"):
+            return field.factorise(self.rho, args)
+        return partial(field.resolvent, rho=self.rho, args=args)

@@ -1,0 +1,215 @@
+"""Basins of attraction: do different initial states reach the same attractor?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import solvers
+from solvers import Status
+from vars_ode.analysis.measurement import Measurement, Row, number
+from vars_ode.analysis.problems import InitialValueProblem, per_problem, pose, relative_error
+from vars_ode.plotting import COLOURS, MARKERS, SMALL, new_figure, tidy
+
+
+@dataclass(frozen=True, eq=False)
+class Basin(Measurement):
+    """Where different initial states end.
+
+    Attributes:
+        starts: their names, the layer's own first.
+        converged: whether a start came to rest, (starts, batch) boolean.
+        status: how its solve ended, (starts, batch), as `solvers.Status`.
+        start_distance, end_distance: |a - a_0|_2 / |a_0|_2 before and after, with a_0 where the first start ended,
+            (starts, batch, heads).
+        output_distance: the same after the read-out; None where there is none.
+        attractors: the number of different ends, (batch, heads); 0 where a start did not come to rest.
+        tolerance: relative distance up to which two ends are one.
+    """
+
+    starts: tuple[str, ...]
+    converged: Tensor
+    status: Tensor
+    start_distance: Tensor
+    end_distance: Tensor
+    output_distance: Tensor | None
+    attractors: Tensor
+    tolerance: float
+
+    @property
+    def is_one_attractor(self) -> bool:
+        """Whether every start of every problem came to rest, and all of them at the same place."""
+        return bool(self.converged.all()) and bool((self.attractors == 1).all())
+
+    @property
+    def verdict(self) -> str:
+        """The finding in a sentence."""
+        count = len(self.starts)
+        if not bool(self.converged.all()):
+            worst = Status(int(self.status.max())).name
+            lost = int((~self.converged).sum())
+            return f"Not converged: {lost} of {self.converged.numel()} solves did not come to rest ({worst})."
+        if self.is_one_attractor:
+            return (
+                f"One attractor: all {count} starts end at the same code, within {self.tolerance:g}, in every problem."
+            )
+        several = int((self.attractors > 1).sum())
+        most = int(self.attractors.max())
+        return (
+            f"Several attractors: in {several} of {self.attractors.numel()} problems, up to {most} for {count} starts."
+        )
+
+    def to_rows(self) -> list[Row]:
+        shape = self.end_distance.shape
+        rows = []
+        for index in np.ndindex(*shape):
+            start, sample = index[0], index[1]
+            output = None if self.output_distance is None else number(self.output_distance[index])
+            rows.append(
+                {
+                    "start": self.starts[start],
+                    "sample": sample,
+                    "head": index[2] if index[2:] else 0,
+                    "converged": bool(self.converged[start, sample]),
+                    "status": Status(int(self.status[start, sample])).name,
+                    "start_distance": number(self.start_distance[index]),
+                    "end_distance": number(self.end_distance[index]),
+                    "output_distance": output,
+                    "attractors": int(self.attractors[index[1:]]),
+                }
+            )
+        return rows
+
+    def plot(self) -> Figure:
+        """Distance to the first start's end: of every start, and where it ended; a marker per sample and head."""
+        figure = new_figure(7.0, 1.7 + 0.34 * len(self.starts))
+        axes = figure.subplots()
+        floor = 1e-16
+        for values, colour, marker, label in (
+            (self.start_distance, COLOURS[1], MARKERS[1], "before"),
+            (self.end_distance, COLOURS[0], MARKERS[3], "at rest"),
+        ):
+            lines = values.flatten(1).clamp_min(floor).numpy()
+            places = np.broadcast_to(np.arange(len(lines))[:, None], lines.shape)
+            shown = np.isfinite(lines) & (lines > floor)  # the first start's end is at distance 0 from itself
+            style: dict[str, Any] = {
+                "color": colour,
+                "marker": marker,
+                "ls": "none",
+                "ms": 5,
+                "mfc": "none",
+                "alpha": 0.7,
+            }
+            axes.plot(lines[shown], places[shown], label=label, **style)
+        axes.axvline(self.tolerance, color="#000000", lw=1, ls="--", label=f"one attractor up to {self.tolerance:g}")
+        axes.set_xscale("log")
+        tidy(axes, "relative distance of the code to where the first start ends", "")
+        names = [
+            name if bool(ok.all()) else f"{name} (not at rest)"
+            for name, ok in zip(self.starts, self.converged, strict=True)
+        ]
+        axes.set_yticks(range(len(names)), names, fontsize=SMALL)
+        axes.invert_yaxis()
+        handles, labels = axes.get_legend_handles_labels()
+        figure.suptitle(self.verdict, fontsize=10.5, wrap=True)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=SMALL)
+        return figure
+
+
+def basin(
+    subject: nn.Module | InitialValueProblem,
+    x: Tensor | None = None,
+    num_starts: int = 8,
+    *,
+    solver: str | solvers.Solver | None = None,
+    scale: float = 3.0,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> Basin:
+    """Solve to rest from several initial states, in float64.
+
+    The first start is the layer's own, the second zero, and the others Gaussian: independent entries, whose standard
+    deviation is `scale` times the root mean square of the drive (of y0 where there is no drive).
+
+    Args:
+        subject: a VARS layer, or an `InitialValueProblem`.
+        x: the layer's input, (batch, tokens, dim).
+        num_starts: at least 2.
+        solver: a relaxation method, or another where the problem has `until`. By default "nesterov" for a convex
+            energy, whose minimisers are all there is to find, and "fixed_point", Euler's steps of the flow itself,
+            for other fields; 10,000 iterations to |f| <= 1e-10 + 1e-8 |y|.
+        tolerance: relative distance of codes up to which two ends are one attractor.
+        seed: of the Gaussian starts.
+    """
+    solvers.checks.positive_int("num_starts", num_starts)
+    if num_starts < 2:
+        raise ValueError("num_starts must be at least 2, as one start has nothing to be compared with; got 1")
+    solvers.checks.positive_number("tolerance", tolerance)
+    solvers.checks.positive_number("scale", scale)
+    problem = pose(subject, x).to(torch.float64)
+    chosen = _solver(problem, solver)
+    starts = _starts(problem, num_starts, scale, seed)
+    ends, states = [], list(starts.values())
+    for y0 in states:
+        ends.append(replace(problem, y0=y0).solve(chosen, float("inf")))
+    converged = torch.stack([end.status == int(Status.STEADY_STATE) for end in ends])
+    codes = [problem.code(end.y1) for end in ends]
+    outputs = [output for code in codes if (output := _output(subject, x, code)) is not None]
+    return Basin(
+        starts=tuple(starts),
+        converged=converged.cpu(),
+        status=torch.stack([end.status for end in ends]).cpu(),
+        start_distance=_distances([problem.code(y0) for y0 in states], codes[0]),
+        end_distance=_distances(codes, codes[0]),
+        output_distance=_distances(outputs, outputs[0]) if outputs else None,
+        attractors=_count(codes, converged, tolerance).cpu(),
+        tolerance=tolerance,
+    )
+
+
+def _solver(problem: InitialValueProblem, choice: str | solvers.Solver | None) -> solvers.Solver:
+    if choice is None:
+        method = solvers.Nesterov if problem.is_convex else solvers.FixedPoint
+        return method(max_steps=10_000, rtol=1e-8, atol=1e-10)
+    chosen = solvers.get(choice)
+    if not chosen.reaches_equilibrium and problem.until is None:
+        raise ValueError(
+            f"{chosen} does not stop at rest; take a relaxation method such as 'fixed_point', or a problem with "
+            "until=solvers.SteadyState(...)"
+        )
+    return chosen
+
+
+def _starts(problem: InitialValueProblem, count: int, scale: float, seed: int) -> dict[str, Tensor]:
+    y0, drive = problem.y0, getattr(problem.args, "drive", problem.y0)
+    size = scale * float(drive.square().mean().sqrt()) or scale
+    generator = torch.Generator().manual_seed(seed)
+    starts = {"own": y0, "zero": torch.zeros_like(y0)}
+    for i in range(count - 2):
+        noise = torch.randn(y0.shape, generator=generator, dtype=torch.float64)
+        starts[f"random {i + 1}"] = size * noise.to(y0.device)
+    return starts
+
+
+def _output(subject: nn.Module | InitialValueProblem, x: Tensor | None, code: Tensor) -> Tensor | None:
+    return pose(subject, x).output(code)
+
+
+def _distances(codes: Sequence[Tensor], first: Tensor) -> Tensor:
+    return torch.stack([relative_error(code, first) for code in codes]).cpu()
+
+
+def _count(codes: Sequence[Tensor], converged: Tensor, tolerance: float) -> Tensor:
+    """Ends that are farther than `tolerance` from all those before them, counted."""
+    attractors = torch.ones(per_problem(codes[0]).shape[:-1], dtype=torch.long, device=codes[0].device)
+    for i in range(1, len(codes)):
+        nearest = torch.stack([relative_error(codes[i], codes[j]) for j in range(i)]).amin(0)
+        attractors += nearest > tolerance
+    at_rest = converged.all(0).view(-1, *[1] * (attractors.ndim - 1))
+    return torch.where(at_rest, attractors, 0)

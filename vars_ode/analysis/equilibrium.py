@@ -1,0 +1,128 @@
+"""Where a field comes to rest, in float64: the reference that solves are measured by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import solvers
+from vars_ode.analysis.problems import InitialValueProblem
+from vars_ode.fields import ReconstructionArgs, kkt_residual
+
+_NEVER = 1e-300  # an absolute tolerance that only exact rest meets
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """A state of rest in float64.
+
+    Attributes:
+        state, code: (batch, ...).
+        residual: max |f| at the state, (batch,).
+        converged: whether that is small enough to call it rest, (batch,) boolean.
+    """
+
+    state: Tensor
+    code: Tensor
+    residual: Tensor
+    converged: Tensor
+
+    def require(self) -> Equilibrium:
+        """Itself; a ValueError where a sample did not come to rest."""
+        if bool(self.converged.all()):
+            return self
+        raise ValueError(
+            f"no equilibrium was found for {int((~self.converged).sum())} of {len(self.converged)} samples: max |f| "
+            f"stays at {float(self.residual.nan_to_num(math.inf).max()):.2g}. The field may have none (a learned factor, "
+            'the "gelu" threshold), or its rate is unstable. What follows the trajectory needs none: reference="trajectory"'
+        )
+
+
+@torch.no_grad()
+def find_equilibrium(problem: InitialValueProblem, tolerance: float = 1e-9, max_steps: int = 3000) -> Equilibrium:
+    """The state in which the flow from y0 comes to rest.
+
+    A lasso problem is solved by Douglas-Rachford splitting, which tells the support and the signs of the code; the
+    values follow from the linear system G_SS a_S = b_S - lam sign(a_S), to rounding even where G is ill-conditioned.
+    At lam = 0 minimisers need not be unique, and the flow keeps what G does not see of its start:
+    G^+ b + (I - G^+ G) y0. Other fields are iterated, T(y) = y + f(y), and then accelerated (Anderson).
+
+    Args:
+        problem: its solver plays no part.
+        tolerance: max |f| <= tolerance (1 + max |y|) counts as rest.
+        max_steps: of each of the methods.
+    """
+    problem = problem.to(torch.float64)
+    args: Any = problem.args
+    if problem.is_convex and isinstance(args.gram, Tensor):
+        if bool((args.sparsity == 0).all()):
+            return _assess(problem, _linear_limit(problem, args), tolerance)
+        return _assess(problem, _lasso(problem, args, tolerance, max_steps), tolerance)
+    state = problem.y0
+    methods = (solvers.Nesterov,) if problem.is_convex else (solvers.FixedPoint, solvers.Anderson)
+    for method in methods:
+        solver = method(max_steps=max_steps, rtol=0.1 * tolerance, atol=0.1 * tolerance)
+        restarted = InitialValueProblem(problem.field, state, args)
+        found = _assess(problem, restarted.solve(solver).y1, tolerance)
+        if bool(found.converged.all()):
+            break
+        state = torch.where(_like(found.state.flatten(1).isfinite().all(1), state), found.state, problem.y0)
+    return found
+
+
+def _assess(problem: InitialValueProblem, state: Tensor, tolerance: float) -> Equilibrium:
+    rate = problem.field(torch.zeros((), dtype=state.dtype, device=state.device), state, problem.args)
+    residual = rate.flatten(1).abs().amax(1)
+    converged = residual <= tolerance * (1 + state.flatten(1).abs().amax(1))
+    return Equilibrium(state, problem.code(state), residual, converged)
+
+
+def _linear_limit(problem: InitialValueProblem, args: ReconstructionArgs) -> Tensor:
+    """The limit of the linear flow y' = eta (b - G y), which both fields are at lam = 0."""
+    inverse = torch.linalg.pinv(args.gram, rtol=1e-12, hermitian=True)
+    return problem.y0 + inverse @ (args.drive - args.gram @ problem.y0)
+
+
+def _lasso(problem: InitialValueProblem, args: ReconstructionArgs, tolerance: float, max_steps: int) -> Tensor:
+    field: Any = problem.field
+    state = problem.y0
+    for steps in (max(1, max_steps // 10), max_steps):
+        restarted = InitialValueProblem(field, state, args)
+        found = restarted.solve(solvers.DouglasRachford(max_steps=steps, rtol=0.0, atol=_NEVER))
+        state = field.state(polish(problem.code(found.y1), args), args)
+        if bool(_assess(problem, state, 1e-3 * tolerance).converged.all()):
+            break
+    return state
+
+
+def polish(code: Tensor, args: ReconstructionArgs) -> Tensor:
+    """The code that solves the optimality conditions exactly on its own support and signs, wherever that is better.
+
+    Args:
+        code: (batch, ..., m, d), exactly zero off its support.
+        args: with the Gram as a tensor.
+    """
+    gram: Any = args.gram
+    target = args.drive - args.sparsity * code.sign()
+    grams, support = gram.expand(*code.shape[:-2], *gram.shape[-2:]), (code != 0).mT
+    solved = torch.stack([_on_support(*sample) for sample in zip(grams, support, target.mT, strict=True)]).mT
+    solved = torch.where(solved.isfinite() & (solved.sign() == code.sign()), solved, code)
+    better = kkt_residual(solved, args) < kkt_residual(code, args)
+    return torch.where(better[..., None, None], solved, code)
+
+
+def _on_support(gram: Tensor, support: Tensor, target: Tensor) -> Tensor:
+    """Per column: G_SS a_S = target_S, zero elsewhere. Gram (..., m, m), support and target (..., d, m)."""
+    both = support[..., :, None] & support[..., None, :]
+    identity = torch.diag_embed((~support).to(gram.dtype))
+    system = torch.where(both, gram[..., None, :, :], 0.0) + identity
+    solution = torch.linalg.solve_ex(system, torch.where(support, target, 0.0)[..., None])
+    return solution.result[..., 0]
+
+
+def _like(mask: Tensor, state: Tensor) -> Tensor:
+    return mask.view(-1, *[1] * (state.ndim - 1))

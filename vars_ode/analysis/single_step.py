@@ -1,0 +1,117 @@
+"""How far attention as an attractor is from self-attention, per layer and head."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import solvers
+from vars_ode.analysis.measurement import Measurement, Row, number
+from vars_ode.analysis.problems import evaluating, layer_inputs, relative_error
+from vars_ode.attention import VARSAttention
+from vars_ode.plotting import SMALL, literal, new_figure
+
+
+@dataclass(frozen=True, eq=False)
+class SingleStepGap(Measurement):
+    """Distances of a layer's output per head, before its projection, to what attention in one step would give.
+
+    Attributes:
+        layers: their names, (layers,).
+        to_limit: |o - o'|_2 / |o'|_2 with o' of `layer.single_step_limit()`, averaged over images, (layers, heads);
+            NaN for heads that a layer does not have.
+        to_softmax: the same with o' = softmax(Q K^T / sqrt(d)) V of the layer's own queries, keys and values.
+        limit_cosine, softmax_cosine: cosine of the angle between the two outputs, which scale does not change.
+    """
+
+    layers: tuple[str, ...]
+    to_limit: Tensor
+    to_softmax: Tensor
+    limit_cosine: Tensor
+    softmax_cosine: Tensor
+
+    def to_rows(self) -> list[Row]:
+        columns = ("to_limit", "to_softmax", "limit_cosine", "softmax_cosine")
+        return [
+            {"layer": name, "head": head, **{column: number(getattr(self, column)[i, head]) for column in columns}}
+            for i, name in enumerate(self.layers)
+            for head in range(self.to_limit.shape[1])
+            if not bool(self.to_limit[i, head].isnan())
+        ]
+
+    def plot(self) -> Figure:
+        """Two tables in colour, layers by heads."""
+        heads = self.to_limit.shape[1]
+        figure = new_figure(2.6 + 2 * max(1.6, 0.62 * heads), 1.5 + 0.36 * len(self.layers))
+        grid = figure.subplots(1, 2, sharey=True)
+        _table(grid[0], self.to_limit, "to the single-step limit")
+        _table(grid[1], self.to_softmax, "to softmax attention")
+        grid[0].set_yticks(range(len(self.layers)), [literal(name) for name in self.layers], fontsize=SMALL)
+        figure.suptitle("Relative distance of each head's output", fontsize=10.5)
+        return figure
+
+
+def single_step_gap(model: nn.Module, x: Tensor) -> SingleStepGap:
+    """Compare every VARS layer, on the tokens that reach it, with its single-step limit and with softmax attention.
+
+    In the limit (zero start, lam = 0, eta = 1, one Euler step) the code is the drive and the output Phi Phi^T V, kernel
+    self-attention. With dictionary="softmax" both comparisons are one. Convolutional layers have no such limit and
+    are left out.
+
+    Args:
+        model: a layer, or a model with layers.
+        x: what it takes: tokens (batch, tokens, dim) for a layer, images for a model.
+    """
+    inputs = {n: (found, t) for n, (found, t) in layer_inputs(model, x).items() if isinstance(found, VARSAttention)}
+    if not inputs:
+        raise ValueError(
+            f"none of the layers of this {type(model).__name__} is a VARSAttention; convolutional layers have no "
+            "single-step limit"
+        )
+    heads = max(layer.num_heads for layer, _ in inputs.values())
+    table = torch.full((4, len(inputs), heads), float("nan"), dtype=torch.float64)
+    for i, (layer, tokens) in enumerate(inputs.values()):
+        table[:, i, : layer.num_heads] = _compare(layer, tokens)
+    return SingleStepGap(tuple(inputs), *table)
+
+
+@torch.no_grad()
+def _compare(layer: VARSAttention, tokens: Tensor) -> Tensor:
+    """The four measures per head, averaged over images, (4, heads)."""
+    with evaluating(layer), warnings.catch_warnings():
+        warnings.simplefilter("ignore", solvers.SolverWarning)
+        own, limit = head_outputs(layer, tokens), head_outputs(layer.single_step_limit().eval(), tokens)
+        q, k, v = layer._project(tokens)
+        softmax = F.scaled_dot_product_attention(q, k, v)
+    distances = [relative_error(own, other) for other in (limit, softmax)]
+    cosines = [
+        F.cosine_similarity(own.flatten(2), other.flatten(2).to(own.dtype), dim=-1) for other in (limit, softmax)
+    ]
+    return torch.stack([measure.double().mean(0).cpu() for measure in (*distances, *cosines)])
+
+
+def head_outputs(layer: VARSAttention, tokens: Tensor) -> Tensor:
+    """Phi a per head, before they are joined and projected, (batch, heads, tokens, head_dim)."""
+    args, read_out = layer.problem(tokens)
+    return read_out(layer.field.code(layer.solve(tokens).y1, args))
+
+
+def _table(axes: Axes, values: Tensor, title: str) -> None:
+    shown: Any = np.ma.masked_invalid(values.numpy())
+    top = max(float(shown.max()) if shown.count() else 0.0, 1e-12)
+    axes.imshow(shown, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+    for (row, column), value in np.ndenumerate(values.numpy()):
+        if np.isfinite(value):
+            ink = "white" if value < 0.55 * top else "black"
+            axes.text(column, row, f"{value:.2g}", ha="center", va="center", color=ink, fontsize=SMALL)
+    axes.set_xticks(range(values.shape[1]), [str(head + 1) for head in range(values.shape[1])], fontsize=SMALL)
+    axes.set_xlabel("head", fontsize=10)
+    axes.set_title(title, fontsize=10, loc="left")

@@ -1,0 +1,178 @@
+"""What happens along a solve: energy, optimality, sparsity, distance to rest, contraction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import solvers
+from vars_ode.analysis.equilibrium import Equilibrium, find_equilibrium
+from vars_ode.analysis.measurement import Measurement, Row, number
+from vars_ode.analysis.problems import InitialValueProblem, per_problem, pose, relative_error
+from vars_ode.analysis.spectrum import spectral_radius
+from vars_ode.fields import energy, kkt_residual
+from vars_ode.plotting import COLOURS, new_figure, plain_log_axis, tidy
+
+
+@dataclass(frozen=True, eq=False)
+class Trace(Measurement):
+    """Measures along a solve, per problem: (saved, batch, heads), or (saved, batch) for problems without heads.
+
+    Attributes:
+        times: (saved,); iterations for relaxation methods.
+        energy: E(a) without the constant 1/2|V|^2; None for fields that descend none.
+        kkt: `kkt_residual`, in units of the drive; None likewise.
+        residual: max |f(y)|, the rate at which the state still moves.
+        active_fraction: share of the code's entries that are not zero.
+        distance: |a - a*|_2 / |a*|_2 to the equilibrium; None where none was found.
+        spectral_radius: of T'(y), T(y) = y + f(y); NaN at states where it was not computed.
+        energy_at_rest: E(a*), (batch, heads); None where either is missing.
+        notes: why what is None is None.
+    """
+
+    times: Tensor
+    energy: Tensor | None
+    kkt: Tensor | None
+    residual: Tensor
+    active_fraction: Tensor
+    distance: Tensor | None
+    spectral_radius: Tensor
+    energy_at_rest: Tensor | None
+    notes: tuple[str, ...]
+
+    def to_rows(self) -> list[Row]:
+        columns = ("energy", "kkt", "residual", "active_fraction", "distance", "spectral_radius")
+        known = {name: getattr(self, name) for name in columns}
+        rows = []
+        for index in np.ndindex(*self.residual.shape):
+            place = {"time": float(self.times[index[0]]), "sample": index[1], "head": index[2] if index[2:] else 0}
+            values = {name: None if v is None else number(v[index]) for name, v in known.items()}
+            rows.append({**place, **values})
+        return rows
+
+    def plot(self) -> Figure:
+        """Six panels: the median over samples and heads, and the range from the least to the largest as a band."""
+        figure = new_figure(10.5, 6.0)
+        grid = figure.subplots(2, 3).ravel()
+        at_rest = self.energy_at_rest
+        excess = self.energy if self.energy is None or at_rest is None else self.energy - at_rest
+        label = "energy E(a)" if at_rest is None else "energy above rest, E(a) - E(a*)"
+        why = {note.split(":")[0]: note.split(": ", 1)[-1] for note in self.notes}
+        self._panel(grid[0], excess, label, at_rest is not None, why.get("no energy"))
+        self._panel(grid[1], self.kkt, "KKT residual", True, why.get("no energy"))
+        self._panel(grid[2], self.distance, "distance to equilibrium", True, why.get("no equilibrium"))
+        self._panel(grid[3], self.residual, "residual max |f|", True)
+        self._panel(grid[4], self.active_fraction, "active fraction of the code", False)
+        self._panel(grid[5], self.spectral_radius, "spectral radius of T'(a)", False, "not computed")
+        grid[5].axhline(1.0, color="#000000", lw=1, ls="--")
+        return figure
+
+    def _panel(self, axes: Axes, values: Tensor | None, label: str, log: bool, why: str | None = None) -> None:
+        tidy(axes, "solver time t", "", label)
+        if values is None or not bool(values.isfinite().any()):
+            axes.text(0.5, 0.5, _wrapped(why or "not finite"), transform=axes.transAxes, ha="center", va="center")
+            return
+        lines = values.flatten(1).numpy()
+        lines = np.where(np.isfinite(lines) & ((lines > 0) | (not log)), lines, np.nan)
+        shown = np.isfinite(lines).any(1)
+        times, lines = self.times.numpy()[shown], lines[shown]
+        axes.fill_between(times, np.nanmin(lines, 1), np.nanmax(lines, 1), color=COLOURS[5], alpha=0.35, lw=0)
+        marks: dict[str, Any] = {"marker": "o", "markevery": max(1, len(times) // 12), "ms": 4}
+        axes.plot(times, np.nanmedian(lines, 1), color=COLOURS[0], lw=1.8, **marks)
+        if log:
+            axes.set_yscale("log")
+            plain_log_axis(axes.yaxis, float(np.nanmin(lines)), float(np.nanmax(lines)))
+
+
+def trace(
+    subject: nn.Module | InitialValueProblem,
+    x: Tensor | None = None,
+    *,
+    solver: str | solvers.Solver | None = None,
+    t1: float | None = None,
+    times: Sequence[float] | None = None,
+    power_iterations: int = 60,
+    spectral_points: int = 21,
+    rest: Equilibrium | None = None,
+) -> Trace:
+    """Follow a solve.
+
+    Args:
+        subject: a VARS layer, or an `InitialValueProblem`.
+        x: the layer's input, (batch, tokens, dim).
+        solver, t1: the layer's own by default.
+        times: when to look; at every step by default, or at 21 times for solvers whose samples step by themselves.
+        power_iterations: vector-Jacobian products per spectral radius; 0 computes none.
+        spectral_points: at how many of the states, evenly spaced, to compute it.
+        rest: the equilibrium, where it is known already.
+    """
+    problem = pose(subject, x)
+    horizon = problem.t1 if t1 is None else t1
+    solution = problem.solve(solver, horizon, times if times is not None else "steps")
+    if solution.ts.ndim > 1:  # every sample has times of its own
+        solution = problem.solve(solver, horizon, torch.linspace(0, horizon, 21).tolist())
+    exact = problem.to(torch.float64)
+    states = solution.ys.double()
+    codes = [exact.code(state) for state in states]
+    rest = rest or find_equilibrium(problem)
+    no_energy, no_rest = problem.why_no_energy(), _why_no_rest(rest)
+    return Trace(
+        times=solution.ts.double().cpu(),
+        energy=None if no_energy else _along(energy, codes, exact),
+        kkt=None if no_energy else _along(kkt_residual, codes, exact, worst=True),
+        residual=torch.stack([_residual(exact, state) for state in states]).cpu(),
+        active_fraction=torch.stack([per_problem((code != 0).double()).mean(-1) for code in codes]).cpu(),
+        distance=None if no_rest else torch.stack([relative_error(code, rest.code) for code in codes]).cpu(),
+        spectral_radius=_spectra(exact, states, power_iterations, spectral_points).cpu(),
+        energy_at_rest=None if no_energy or no_rest else _along(energy, [rest.code], exact)[0],
+        notes=tuple(note for note in (no_energy, no_rest) if note),
+    )
+
+
+def _along(
+    measure: Callable[[Tensor, Any], Tensor], codes: Sequence[Tensor], problem: InitialValueProblem, worst: bool = False
+) -> Tensor:
+    """A measure of codes per problem; what it tells apart within one (filters of a channel) is summed, or its worst."""
+    with torch.no_grad():
+        values = torch.stack([measure(code, problem.args) for code in codes])
+    if problem.y0.ndim > 4:
+        values = values.flatten(3).amax(-1) if worst else values.flatten(3).sum(-1)
+    return values.cpu()
+
+
+def _residual(problem: InitialValueProblem, state: Tensor) -> Tensor:
+    with torch.no_grad():
+        rate = problem.field(torch.zeros((), dtype=state.dtype, device=state.device), state, problem.args)
+    return per_problem(rate.abs()).amax(-1)
+
+
+def _spectra(problem: InitialValueProblem, states: Tensor, iterations: int, points: int) -> Tensor:
+    shape = (len(states), *per_problem(states[0]).shape[:-1])
+    found = torch.full(shape, float("nan"), dtype=torch.float64)
+    if iterations:
+        for i in sorted(set(torch.linspace(0, len(states) - 1, points).round().int().tolist())):
+            if bool(states[i].isfinite().all()):
+                found[i] = spectral_radius(problem.field, states[i], problem.args, iterations).cpu()
+    return found
+
+
+def _why_no_rest(rest: Equilibrium) -> str | None:
+    if bool(rest.converged.all()):
+        return None
+    count, worst = int((~rest.converged).sum()), float(rest.residual.nan_to_num(float("inf")).max())
+    return (
+        f"no equilibrium: {count} of {len(rest.converged)} samples did not come to rest, max |f| stays at {worst:.2g}"
+    )
+
+
+def _wrapped(text: str, width: int = 32) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))

@@ -1,0 +1,243 @@
+"""Work-precision diagrams: what accuracy costs with each solver, on a real layer and input."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import solvers as _solvers
+from solvers import Status
+from vars_ode.analysis.cost import cost_of
+from vars_ode.analysis.equilibrium import find_equilibrium
+from vars_ode.analysis.measurement import Measurement, Row, number
+from vars_ode.analysis.order import reference_state
+from vars_ode.analysis.problems import InitialValueProblem, pose, relative_error
+from vars_ode.plotting import COLOURS, DASHES, MARKERS, literal, new_figure, tidy
+
+Reference = Literal["trajectory", "equilibrium"]
+TRAJECTORY_STEPS = (3, 5, 10, 20, 40, 80)
+TRAJECTORY_TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+EQUILIBRIUM_STEPS = (4, 10, 20, 50, 100, 200, 400)
+_NEVER = 1e-300  # an absolute tolerance that only exact rest meets
+
+
+@dataclass(frozen=True)
+class Point:
+    """One solve.
+
+    Attributes:
+        solver: name or class.
+        setting: what was varied, such as "num_steps=8".
+        level: the same as a number, to order by.
+        error: of the code, |a - reference|_2 / |reference|_2 per problem, averaged; infinite after a blow-up.
+        worst_error: the largest over the problems.
+        output_error: as `error`, of the read-out; NaN where there is none.
+        evaluations: of the field, averaged over samples.
+        milliseconds, peak_kib: of the solve of the whole batch.
+        status: the worst of the samples.
+    """
+
+    solver: str
+    setting: str
+    level: float
+    error: float
+    worst_error: float
+    output_error: float
+    evaluations: float
+    milliseconds: float
+    peak_kib: float
+    status: str
+
+
+@dataclass(frozen=True)
+class WorkPrecision(Measurement):
+    """Errors and costs of several solvers at several settings.
+
+    Attributes:
+        points: solver by solver, by rising effort.
+        reference: "trajectory" or "equilibrium".
+        dtype: of the solves; the reference is in float64.
+        notes: what is to be known beside the numbers.
+    """
+
+    points: tuple[Point, ...]
+    reference: Reference
+    dtype: str
+    notes: tuple[str, ...] = ()
+
+    def to_rows(self) -> list[Row]:
+        rows = [dataclasses.asdict(point) for point in self.points]
+        return [{"reference": self.reference, **row, "output_error": number(row["output_error"])} for row in rows]
+
+    def plot(self) -> Figure:
+        """Error over evaluations, time and memory, a line per solver."""
+        figure = new_figure(10.5, 4.0)
+        costs = {"evaluations": "field evaluations", "milliseconds": "time (ms)", "peak_kib": "peak memory (KiB)"}
+        grid = figure.subplots(1, 3, sharey=True)
+        for axes, (cost, label) in zip(grid, costs.items(), strict=True):
+            self._panel(axes, cost)
+            what = "trajectory's end" if self.reference == "trajectory" else "equilibrium"
+            tidy(axes, label, f"relative error to the {what}" if axes is grid[0] else "")
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=min(5, len(labels)), frameon=False, fontsize=10
+        )
+        return figure
+
+    def _panel(self, axes: Axes, cost: str) -> None:
+        for i, name in enumerate(dict.fromkeys(point.solver for point in self.points)):
+            own = [point for point in self.points if point.solver == name]
+            shown = [p for p in own if math.isfinite(p.error) and p.error > 0]
+            lost = len(own) - sum(math.isfinite(p.error) for p in own)
+            axes.plot(
+                [getattr(p, cost) for p in shown],
+                [p.error for p in shown],
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                ls=DASHES[i % len(DASHES)] if cost != "peak_kib" else "none",
+                mfc="white",
+                ms=6,
+                mew=1.5,
+                label=literal(name) + (f" ({lost} blew up)" if lost else ""),
+            )
+        if cost == "peak_kib":  # of like size for all solvers: from 0, so that lengths compare
+            axes.set_xlim(0, 1.1 * max((point.peak_kib for point in self.points), default=1.0) or 1.0)
+        else:
+            axes.set_xscale("log")
+        axes.set_yscale("log")
+        if all(not math.isfinite(p.error) or p.error <= 0 for p in self.points):
+            axes.text(0.5, 0.5, "no finite error", transform=axes.transAxes, ha="center", va="center")
+
+
+def work_precision(
+    subject: nn.Module | InitialValueProblem,
+    x: Tensor | None = None,
+    solvers: Sequence[str | _solvers.Solver] = ("euler", "heun", "rk4", "dopri5"),
+    reference: Reference = "trajectory",
+    *,
+    steps: Sequence[int] | None = None,
+    tolerances: Sequence[float] = TRAJECTORY_TOLERANCES,
+    dtype: torch.dtype | None = None,
+    repeats: int = 3,
+    reference_code: Tensor | None = None,
+) -> WorkPrecision:
+    """Solve one problem by many solvers and compare each with a reference in float64.
+
+    A name stands for a series of settings, an object for itself. For "trajectory", the state at t1, that is a series
+    of step counts, or of tolerances. For "equilibrium" it is a series of horizons: the flow run longer, fixed steps
+    being dt = 1, and relaxation methods for as many iterations. Methods of several stages get shorter horizons, so that
+    all fixed steps spend alike.
+
+    Args:
+        subject: a VARS layer, or an `InitialValueProblem`.
+        x: the layer's input, (batch, tokens, dim).
+        solvers: names and objects.
+        reference: what errors are measured to.
+        steps: the series of step counts, or of evaluations on the way to the equilibrium.
+        tolerances: the series of rtol of adaptive methods; atol is a tenth.
+        dtype: of the solves; the layer's own by default, whose rounding then limits the accuracy.
+        repeats: the fastest run counts.
+        reference_code: the code at the reference, where it is known already, (batch, ...).
+
+    Raises:
+        ValueError: a solver that does not solve what is asked for; no equilibrium was found.
+    """
+    if reference not in get_args(Reference):
+        raise ValueError(f"reference must be one of {', '.join(map(repr, get_args(Reference)))}, got {reference!r}")
+    if isinstance(solvers, str | _solvers.Solver) or not solvers:
+        raise ValueError(f"solvers must be a sequence of names or solver objects, got {solvers!r}")
+    problem = pose(subject, x)
+    problem = problem if dtype is None else problem.to(dtype)
+    trials = [trial for choice in solvers for trial in _series(choice, reference, problem.t1, steps, tolerances)]
+    expected = reference_code if reference_code is not None else _reference_code(problem, reference)
+    points = tuple(_solve(problem, trial, expected, repeats) for trial in trials)
+    return WorkPrecision(points, reference, str(problem.y0.dtype).removeprefix("torch."))
+
+
+class _Trial(NamedTuple):
+    solver: _solvers.Solver
+    name: str
+    setting: str
+    level: float
+    t1: float
+
+
+def _series(
+    choice: str | _solvers.Solver, reference: Reference, t1: float, steps: Sequence[int] | None, tols: Sequence[float]
+) -> list[_Trial]:
+    solver = _solvers.get(choice)
+    name = choice if isinstance(choice, str) else type(solver).__name__
+    if reference == "trajectory" and (solver.reaches_equilibrium or math.isinf(t1)):
+        what = (
+            f"{name} returns the limit t1 -> inf"
+            if solver.reaches_equilibrium
+            else f"t1={t1} is no end of a trajectory"
+        )
+        raise ValueError(f'{what}; use reference="equilibrium", or a finite t1 and solvers such as "rk4"')
+    if not isinstance(choice, str):
+        return [_Trial(solver, name, str(solver), 0.0, t1)]
+    options: set[str] = {field.name for field in dataclasses.fields(solver)}  # type: ignore[arg-type]
+    if reference == "equilibrium":
+        return [_towards_equilibrium(solver, name, count) for count in steps or EQUILIBRIUM_STEPS]
+    if "num_steps" in options:
+        counts = steps or TRAJECTORY_STEPS
+        return [_Trial(_solvers.get(solver, num_steps=n), name, f"num_steps={n}", float(n), t1) for n in counts]
+    if {"rtol", "atol"} <= options:
+        return [
+            _Trial(_solvers.get(solver, rtol=r, atol=0.1 * r), name, f"rtol={r:g}", -math.log10(r), t1) for r in tols
+        ]
+    return [_Trial(solver, name, str(solver), 0.0, t1)]
+
+
+def _towards_equilibrium(solver: _solvers.Solver, name: str, count: int) -> _Trial:
+    _solvers.checks.positive_int("steps", count)
+    if solver.reaches_equilibrium:
+        capped = _solvers.get(solver, max_steps=count, rtol=0.0, atol=_NEVER)
+        return _Trial(capped, name, f"max_steps={count}", float(count), math.inf)
+    horizon = max(1, count // getattr(solver, "evals_per_step", 1))
+    return _Trial(solver, name, f"t1={horizon}", float(horizon), float(horizon))
+
+
+def _reference_code(problem: InitialValueProblem, reference: Reference) -> Tensor:
+    if reference == "trajectory":
+        exact = problem.to(torch.float64)
+        return exact.code(reference_state(exact))
+    return find_equilibrium(problem).require().code
+
+
+def _solve(problem: InitialValueProblem, trial: _Trial, expected: Tensor, repeats: int) -> Point:
+    def run() -> Any:
+        return problem.solve(trial.solver, trial.t1)
+
+    solution = run()
+    cost = cost_of(run, problem.y0.device, repeats)
+    code = problem.code(solution.y1)
+    errors = _finite(relative_error(code, expected))
+    output, wanted = problem.output(code), problem.output(expected)
+    output_error = math.nan
+    if output is not None and wanted is not None:
+        output_error = float(_finite(relative_error(output, wanted)).mean())
+    return Point(
+        solver=trial.name,
+        setting=trial.setting,
+        level=trial.level,
+        error=float(errors.mean()),
+        worst_error=float(errors.max()),
+        output_error=output_error,
+        evaluations=float(solution.stats["num_field_evals"].double().mean()),
+        milliseconds=cost.milliseconds,
+        peak_kib=cost.peak_kib,
+        status=Status(int(solution.status.max())).name,
+    )
+
+
+def _finite(errors: Tensor) -> Tensor:
+    return torch.where(errors.isfinite(), errors, math.inf)

@@ -1,0 +1,74 @@
+"""How much memory the adjoints need as the number of steps grows."""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import solvers
+from solvers.adjoints import Adjoint
+from vars_ode.bench.problem import reconstruction_args
+from vars_ode.fields import ProximalFlow
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of the tensors alive at once that were made inside it; `peak` is the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in solvers.tree.tensors(result):
+            self._watch(leaf)
+        return result
+
+    def _watch(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._live:
+            self._live[key] = storage.nbytes()
+            weakref.finalize(storage, self._live.pop, key, None)
+            self.peak = max(self.peak, sum(self._live.values()))
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """Peak memory of a solve and its gradient, in KiB, by number of steps; `growth` from the fewest to the most."""
+
+    adjoint: str
+    kib: dict[int, float]
+    growth: float
+
+
+def memory(steps: Sequence[int] = (5, 20, 80, 320)) -> list[MemoryRow]:
+    """Peak memory of a solve with its gradient under each adjoint, in float32.
+
+    Direct, checkpointed and continuous take Euler steps of dt = 1; implicit runs as many iterations of ISTA as they
+    take steps, and its backward pass is its own.
+    """
+    rows = []
+    for name in ("direct", "checkpointed", "continuous", "implicit"):
+        kib = {count: _peak(name, count) / 1024 for count in steps}
+        rows.append(MemoryRow(name, kib, kib[steps[-1]] / kib[steps[0]]))
+    return rows
+
+
+def _peak(adjoint: str, steps: int) -> int:
+    args = reconstruction_args(tokens=49, features=32, head_dim=16, dtype=torch.float32)
+    args = args._replace(drive=args.drive.requires_grad_(), gram=args.gram.requires_grad_())
+    solver: solvers.Solver = solvers.Euler(num_steps=steps)
+    if adjoint == "implicit":
+        solver = solvers.FixedPoint(max_steps=steps, rtol=0.0, atol=1e-300)
+    choice: Adjoint = solvers.adjoints.get(adjoint)
+    with PeakMemory() as counter:
+        y0 = torch.zeros_like(args.drive)
+        solution = solvers.solve(ProximalFlow(), y0, float(steps), solver, args, adjoint=choice, on_failure="nan")
+        torch.autograd.grad(solution.y1.square().sum(), (args.drive, args.gram), allow_unused=True)
+    return counter.peak

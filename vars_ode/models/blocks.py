@@ -1,0 +1,147 @@
+"""The parts of a Robust Vision Transformer (Mao et al., CVPR 2022, arXiv 2105.07926), around any attention."""
+
+import torch
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vars_ode.baselines import PositionScaledAttention
+from vars_ode.convolutional import VARSConvAttention
+from vars_ode.dictionaries import StaticDynamicTemplates
+from vars_ode.fourier import Grid
+
+PLAIN_MLP_WIDTH = 768  # stages of this width have an MLP without convolution, in the authors' models
+
+
+class ConvStem(nn.Module):
+    """Images to tokens: 7x7/2 convolution, BatchNorm, 3x3/2 max-pool, a convolution of patch_size // 4.
+
+    Args:
+        in_chans: channels of the image.
+        dim: width of the tokens.
+        width: channels in between.
+        patch_size: pixels a token stands for along an axis, a multiple of 4.
+    """
+
+    def __init__(self, in_chans: int, dim: int, width: int = 32, patch_size: int = 16) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.conv1 = nn.Conv2d(in_chans, width, 7, stride=2, padding=2)
+        self.norm = nn.BatchNorm2d(width)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(width, dim, patch_size // 4, stride=patch_size // 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_chans, H, W) to (batch, dim, height, width)."""
+        return self.conv2(self.pool(self.norm(self.conv1(x))))
+
+    def grid(self, img_size: tuple[int, int]) -> Grid:
+        """The (height, width) of tokens of an image (H, W), 0 where it is too small."""
+        patch = self.patch_size // 4
+        height, width = ((((side - 3) // 2) // 2 + 1) // patch if side >= 3 else 0 for side in img_size)
+        return (height, width)
+
+
+class Downsample(nn.Module):
+    """3x3/2 depthwise convolution between stages, from `dim` to `dim_out`, a multiple of it."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class ConvMlp(nn.Module):
+    """1x1 convolution, 3x3 depthwise convolution, 1x1 convolution, each followed by BatchNorm; GELU between them."""
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden, 1)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.bn2 = nn.BatchNorm2d(hidden)
+        self.fc2 = nn.Conv2d(hidden, dim, 1)
+        self.bn3 = nn.BatchNorm2d(dim)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Tokens (batch, tokens, dim) on a grid (height, width) to the same."""
+        maps = x.transpose(1, 2).unflatten(-1, grid)
+        maps = self.drop(self.act(self.bn1(self.fc1(maps))))
+        maps = self.act(self.bn2(self.dwconv(maps)))
+        maps = self.drop(self.bn3(self.fc2(maps)))
+        return maps.flatten(2).transpose(1, 2)
+
+
+class TokenBatchNorm(nn.Module):
+    """BatchNorm over batch and tokens, (batch, tokens, dim)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """x + attention(norm1(x)), then x + mlp(norm2(x)). VARS-S blocks have no norm1, and BatchNorm as norm2.
+
+    Args:
+        dim: width of the tokens.
+        attn: the attention, (batch, tokens, dim) to the same.
+        mlp_ratio: width of the MLP over `dim`.
+        proj_drop: dropout in the MLP.
+        drop_path: stochastic depth.
+    """
+
+    def __init__(
+        self, dim: int, attn: nn.Module, mlp_ratio: float = 4.0, proj_drop: float = 0.0, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        convolutional = isinstance(attn, VARSConvAttention)
+        hidden = int(dim * mlp_ratio)
+        self.norm1 = nn.Identity() if convolutional else nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attn
+        self.norm2 = TokenBatchNorm(dim) if convolutional else nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, hidden, drop=proj_drop) if dim == PLAIN_MLP_WIDTH else ConvMlp(dim, hidden, proj_drop)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Tokens (batch, tokens, dim) on a grid (height, width) to the same."""
+        x = x + self.drop_path(self._attend(self.norm1(x), grid))
+        update = self.mlp(self.norm2(x), grid) if isinstance(self.mlp, ConvMlp) else self.mlp(self.norm2(x))
+        return x + self.drop_path(update)
+
+    def _attend(self, x: Tensor, grid: Grid) -> Tensor:
+        if isinstance(self.attn, VARSConvAttention | PositionScaledAttention):
+            return self.attn(x, grid=grid)
+        templates = getattr(self.attn, "dictionary", None)
+        if isinstance(templates, StaticDynamicTemplates) and templates.input_grid != grid:
+            templates.input_grid = grid
+        return self.attn(x)
+
+
+class Stage(nn.Module):
+    """Blocks of one width, behind a `Downsample` in all stages but the first."""
+
+    def __init__(self, downsample: Downsample | None, blocks: list[Block]) -> None:
+        super().__init__()
+        self.downsample = downsample if downsample is not None else nn.Identity()
+        self.blocks = nn.ModuleList(blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, dim_in, H, W) to (batch, dim, height, width)."""
+        x = self.downsample(x)
+        grid = (x.shape[-2], x.shape[-1])
+        x = x.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting():
+                x = checkpoint(block, x, grid, use_reentrant=False)
+            else:
+                x = block(x, grid)
+        return x.transpose(1, 2).unflatten(-1, grid)

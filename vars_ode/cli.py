@@ -133,5 +133,27 @@ def convergence(
     typer.echo(f"Page: {page}")
 
 
+@app.command()
+def bench(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="equilibrium: iterations and time to a KKT residual, by solver. memory: of each adjoint, by steps. "
+            "adjoint-horizon: error of each adjoint's gradient, by horizon. vars-s: its Gram, applied and formed."
+        ),
+    ],
+) -> None:
+    """Measure speed, memory or accuracy on this machine and print a table. One thread."""
+    import torch
+
+    from vars_ode.bench import BENCHES, table
+
+    if name not in BENCHES:
+        typer.echo(f"vars-ode bench: unknown bench {name!r}; choose one of {', '.join(BENCHES)}", err=True)
+        raise typer.Exit(2)
+    torch.set_num_threads(1)
+    typer.echo(table(BENCHES[name]()))
+
+
 def _command() -> str:
     return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])

@@ -1,1 +1,17 @@
-"""Measurements of speed, memory and accuracy, each by name under `vars-ode bench`. Ratios within a run are the point."""
+"""Measurements of speed, memory and accuracy, by name under `vars-ode bench`; ratios within a run are the point."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vars_ode.bench.adjoint_horizon import adjoint_horizon as adjoint_horizon
+from vars_ode.bench.equilibrium import equilibrium as equilibrium
+from vars_ode.bench.memory import memory as memory
+from vars_ode.bench.table import table as table
+from vars_ode.bench.vars_s import vars_s as vars_s
+
+BENCHES: dict[str, Callable[[], Sequence[Any]]] = {
+    "equilibrium": equilibrium,
+    "memory": memory,
+    "adjoint-horizon": adjoint_horizon,
+    "vars-s": vars_s,
+}

@@ -37,9 +37,10 @@ class AdjointHorizonRow:
 def adjoint_horizon(horizons: Sequence[float] = (5.0, 10.0, 20.0, 30.0)) -> list[AdjointHorizonRow]:
     """Gradients of |a(T)|^2 with respect to drive and Gram, where a(0) = 0 and a follows `ProximalFlow`.
 
-    Errors are |g - g*| / |g*|. For the first three g* is the gradient of the flow at T, by RK4 with dt = 0.02 in float64,
-    itself good to 1e-4. Direct and continuous solve with dopri5 at rtol 1e-5, forwards and backwards; checkpointed with
-    RK4 of dt = 1/2. For implicit, which differentiates the limit T -> inf, g* is the active-set formula.
+    Errors are |g - g*| / |g*|. For the first three g* is the gradient of the flow at T, by RK4 with dt = 0.02 in
+    float64, itself good to 1e-4. Direct and continuous solve with dopri5 at rtol 1e-5, forwards and backwards;
+    checkpointed with RK4 of dt = 1/2. For implicit, which differentiates the limit T -> inf, g* is the active-set
+    formula.
     """
     args = reconstruction_args(batch=2, tokens=49, features=32, head_dim=16)
     implicit = _distance(_gradient(args, math.inf, *EQUILIBRIUM), active_set_gradient(args))
@@ -52,7 +53,7 @@ def adjoint_horizon(horizons: Sequence[float] = (5.0, 10.0, 20.0, 30.0)) -> list
 
 
 def active_set_gradient(args: ReconstructionArgs) -> Tensor:
-    """The gradient at the equilibrium, whose entries on its support S are G_SS^-1 (b_S - lam sign(a_S)), others zero."""
+    """The gradient at the equilibrium a, which is G_SS^-1 (b_S - lam sign(a_S)) on its support S and zero elsewhere."""
     rest = solvers.solve(ProximalFlow(), torch.zeros_like(args.drive), solver=EQUILIBRIUM[0], args=args).y1
     drive, gram = args.drive.clone().requires_grad_(), args.gram.clone().requires_grad_()
     support = (rest.abs() > 1e-8).to(rest.dtype).mT  # (batch, dim, features)

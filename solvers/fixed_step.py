@@ -37,7 +37,7 @@ class FixedStepSolver(SteppingSolver):
 
     def grid(self, problem: Problem) -> Grid:
         t0, t1 = problem.t0, problem.t1
-        if math.isinf(t1):
+        if abs(t1) == math.inf:
             return self._open_grid(problem)
         if t0 == t1:
             return Grid([t0], open_ended=False)

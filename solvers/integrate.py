@@ -95,7 +95,7 @@ def _check_interval(t0: float, t1: float) -> tuple[float, float]:
         ):
             raise ValueError(f"{name} must be a number, got {value!r}")
     t0, t1 = float(t0), float(t1)
-    if not math.isfinite(t0) or math.isnan(t1):
+    if not -math.inf < t0 < math.inf or t1 != t1:  # math's functions do not trace on the numbers of torch.compile
         raise ValueError(f"t0 must be finite and t1 a number, got t0={t0}, t1={t1}")
     return t0, t1
 

@@ -62,8 +62,8 @@ class Solution:
         y1: the last state, (batch, ...).
         status: a `Status` per sample as an integer, (batch,).
         stats: per sample, (batch,): `num_steps`, `num_accepted`, `num_rejected`, `num_field_evals` as integers and
-            `residual`, the largest |dy/dt| at the last state: exact where a steady state is looked for, and
-            elsewhere the mean rate over the last step, which costs no evaluation.
+            `residual`, the largest |dy/dt| at the last state: exact for samples that stopped short of the end of the
+            interval, and at the end the mean rate over the last step, which costs no evaluation.
     """
 
     ts: Tensor

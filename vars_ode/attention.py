@@ -18,7 +18,7 @@ from vars_ode.fields import DYNAMICS, AnyArgs, ReconstructionArgs, check_thresho
 from vars_ode.learned import LearnedDictionary, LearnedFactor, NotLearned
 from vars_ode.masks import split_mask
 from vars_ode.rates import RATES
-from vars_ode.recurrence import INITIAL_STATES, Recurrence
+from vars_ode.recurrence import Recurrence
 
 
 class VARSAttention(Recurrence, nn.Module):
@@ -107,7 +107,7 @@ class VARSAttention(Recurrence, nn.Module):
         head_dim = _head_dim(dim, num_heads, attn_head_dim)
         if (qk_norm or scale_norm) and norm_layer is None:
             raise ValueError("qk_norm and scale_norm need norm_layer, such as norm_layer=torch.nn.LayerNorm; got None")
-        _check_problem(num_features, sparsity, threshold, dynamics, rate, initial)
+        _check_problem(num_features, sparsity, threshold, dynamics, rate)
         self.num_heads, self.head_dim, self.attn_dim = num_heads, head_dim, num_heads * head_dim
         self.scale = head_dim**-0.5
         self.sparsity, self.rate, self.initial = sparsity, rate, initial
@@ -281,6 +281,7 @@ class VARSAttention(Recurrence, nn.Module):
     def _step_bound(self, gram: Tensor) -> Tensor:
         if isinstance(self.rate, str):
             return RATES[self.rate](gram)
+        solvers.checks.positive_number("rate", self.rate)  # it is assignable
         return gram.new_full((), self.rate)
 
     def _is_single_step(self) -> bool:
@@ -337,17 +338,13 @@ def _head_dim(dim: int, num_heads: int, attn_head_dim: int | None) -> int:
     return dim // num_heads
 
 
-def _check_problem(
-    num_features: int | None, sparsity: float, threshold: str, dynamics: str, rate: float | str, initial: str
-) -> None:
+def _check_problem(num_features: int | None, sparsity: float, threshold: str, dynamics: str, rate: float | str) -> None:
     if num_features is not None:
         solvers.checks.positive_int("num_features", num_features)
     solvers.checks.non_negative_number("sparsity", sparsity)
     check_threshold(threshold)
     if dynamics not in DYNAMICS:
         raise ValueError(f"unknown dynamics {dynamics!r}; choose one of {', '.join(DYNAMICS)}")
-    if initial not in INITIAL_STATES:
-        raise ValueError(f"unknown initial state {initial!r}; choose one of {', '.join(INITIAL_STATES)}")
     if isinstance(rate, str):
         if rate not in RATES:
             raise ValueError(f"unknown rate {rate!r}; choose one of {', '.join(RATES)}, or give a number")

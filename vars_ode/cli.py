@@ -86,13 +86,13 @@ def convergence(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A timm model such as vit_tiny_patch16_224 or rvt_tiny, or a small one for the embedded data: a "
-            "twin of the demo such as vars-d or vars-sd-plain.  [default: vars-sd-dictionary, or what --checkpoint says]",
+            help="A timm model such as vit_tiny_patch16_224 or rvt_tiny, or a small one for the embedded data, a twin "
+            "of the demo, such as vars-d. By default what --checkpoint belongs to, or else vars-sd-dictionary.",
             show_default=False,
         ),
     ] = None,
     attention: Annotated[
-        str | None, typer.Option(help="Of a timm model: vars_d, vars_sd or vars_softmax.  [default: vars_d]")
+        str | None, typer.Option(help="Of a timm model: vars_d (the default), vars_sd or vars_softmax.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights; random ones by default.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture; by default a few of the embedded test images.")] = None,
@@ -101,7 +101,7 @@ def convergence(
         "euler,rk4,nesterov"
     ),
     layer: Annotated[
-        str | None, typer.Option(help="The layer to look at, such as blocks.0.attn.  [default: the last]")
+        str | None, typer.Option(help="The layer to look at, such as blocks.0.attn; by default the last.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
     out: Annotated[Path, typer.Option(help="Results folder: new, or of an earlier convergence study.")] = Path(

@@ -12,7 +12,7 @@ from solvers.adjoints import Adjoint
 from vars_ode import fourier
 from vars_ode.fields import DYNAMICS, ReconstructionArgs, energy, kkt_residual
 from vars_ode.fourier import Grid, to_maps, to_spectrum
-from vars_ode.recurrence import INITIAL_STATES, Recurrence
+from vars_ode.recurrence import Recurrence
 
 REVISIONS = ("corrected", "paper")
 INITIALIZATIONS = ("active", "authors")
@@ -119,7 +119,6 @@ class VARSConvAttention(Recurrence, nn.Module):
         if rate != "norm":
             _check_rate(rate)
         _check_choice("dynamics", dynamics, tuple(DYNAMICS))
-        _check_choice("initial", initial, INITIAL_STATES)
         _check_choice("revision", revision, REVISIONS)
         _check_choice("initialization", initialization, INITIALIZATIONS)
         self.grid = _check_grid(grid)

@@ -18,7 +18,7 @@ class Recurrence:
     """Mixed into layers. They set `field` and `initial`, and the rest through `_set_solution`."""
 
     field: ProximalFlow | LCA
-    initial: str
+    _initial: str
     _t1: float
     _until: SteadyState | None
     _sparsity: float
@@ -70,6 +70,17 @@ class Recurrence:
     def sparsity(self, value: float) -> None:
         solvers.checks.non_negative_number("sparsity", value)
         self._sparsity = value
+
+    @property
+    def initial(self) -> str:
+        """Where the solve starts, "feedforward" or "zero"; assignable."""
+        return self._initial
+
+    @initial.setter
+    def initial(self, choice: str) -> None:
+        if choice not in INITIAL_STATES:
+            raise ValueError(f"unknown initial state {choice!r}; choose one of {', '.join(INITIAL_STATES)}")
+        self._initial = choice
 
     def _set_solution(
         self, t1: float, solver: str | solvers.Solver, adjoint: str | Adjoint, until: SteadyState | None

@@ -46,6 +46,7 @@ class Ledger:
         batch, device = y0.shape[0], y0.device
         self.until = until
         self.max_steps = max_steps
+        self.trials = 0
         self.going = torch.ones(batch, dtype=torch.bool, device=device)
         self.status = torch.full((batch,), int(Status.SUCCESS), device=device)
         self.num_steps = torch.zeros(batch, dtype=torch.long, device=device)
@@ -56,29 +57,35 @@ class Ledger:
     def begin(self, y: Tensor, rate: Tensor, evals: int) -> None:
         """The field's value at the start, `rate`, took `evals` evaluations."""
         self.num_field_evals += evals * self.going
-        self.retire(~max_norm(y).isfinite(), Status.NONFINITE)
+        self.retire(~(max_norm(y).isfinite() & max_norm(rate).isfinite()), Status.NONFINITE)
         self._arrive(self.going, y, rate)
 
     def trial(self, accepted: Tensor, y: Tensor, rate: Tensor, ended: Tensor, evals: int) -> Tensor:
-        """One trial step of every sample that is going; `rate` at `y` where accepted. Returns who moved to `y`."""
+        """One trial step of every sample that is going; `rate` at `y` where accepted. Returns who moved to `y`.
+
+        An accepted rate is finite, since it has a share in the error estimate.
+        """
+        self.trials += 1
         moved = accepted & self.going
         self.num_steps += self.going
         self.num_accepted += moved
         self.num_field_evals += evals * self.going
         self._arrive(moved, y, rate)
         self.retire(moved & ended, Status.SUCCESS)
-        self.retire(self.num_steps >= self.max_steps, Status.MAX_STEPS_REACHED)
+        if self.trials >= self.max_steps:
+            self.retire(self.num_steps >= self.max_steps, Status.MAX_STEPS_REACHED)
         return moved
 
     def underflow(self, which: Tensor, blown: Tensor) -> None:
         """Steps of `which` became too small; `blown` where the last trial gave no finite numbers."""
-        self.retire(which & blown, Status.NONFINITE)
-        self.retire(which, Status.STEP_SIZE_TOO_SMALL)
+        if bool(which.any()):
+            self.retire(which & blown, Status.NONFINITE)
+            self.retire(which, Status.STEP_SIZE_TOO_SMALL)
 
     def fail(self, status: Status, rate: Tensor, evals: int) -> None:
         """Those that are going cannot; `rate` is the field at their last states."""
         self.num_field_evals += evals * self.going
-        self.residual = torch.where(self.going, max_norm(rate).to(self.residual.dtype), self.residual)
+        self.residual = torch.where(self.going, max_norm(rate), self.residual)
         self.retire(self.going, status)
 
     def retire(self, which: Tensor, status: Status) -> None:
@@ -87,8 +94,7 @@ class Ledger:
 
     def _arrive(self, which: Tensor, y: Tensor, rate: Tensor) -> None:
         norm = max_norm(rate)
-        self.residual = torch.where(which, norm.to(self.residual.dtype), self.residual)
-        self.retire(which & ~norm.isfinite(), Status.NONFINITE)
+        self.residual = torch.where(which, norm, self.residual)
         if self.until is not None:
             self.retire(which & self.until.reached(norm, y), Status.STEADY_STATE)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
+import solvers
 from vars_ode.bench.memory import PeakMemory
+
+T = TypeVar("T")
 
 
 class Cost(NamedTuple):
@@ -18,17 +21,18 @@ class Cost(NamedTuple):
     peak_kib: float
 
 
-def cost_of(run: Callable[[], object], device: torch.device, repeats: int = 3) -> Cost:
-    """Run once for the memory, which also warms up, and then `repeats` times against the clock."""
+def cost_of(run: Callable[[], T], device: torch.device, repeats: int = 3) -> tuple[T, Cost]:
+    """Run once for the memory, which also warms up, and then `repeats` times against the clock; also the result."""
+    solvers.checks.positive_int("repeats", repeats)
     peak = _peak_bytes(run, device) / 1024
     fastest = float("inf")
     for _ in range(repeats):
         _wait(device)
         started = time.perf_counter()
-        run()
+        result = run()
         _wait(device)
         fastest = min(fastest, time.perf_counter() - started)
-    return Cost(1e3 * fastest, peak)
+    return result, Cost(1e3 * fastest, peak)
 
 
 def _peak_bytes(run: Callable[[], object], device: torch.device) -> int:

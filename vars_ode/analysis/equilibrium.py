@@ -37,8 +37,8 @@ class Equilibrium:
             return self
         raise ValueError(
             f"no equilibrium was found for {int((~self.converged).sum())} of {len(self.converged)} samples: max |f| "
-            f"stays at {float(self.residual.nan_to_num(math.inf).max()):.2g}. The field may have none (a learned factor, "
-            'the "gelu" threshold), or its rate is unstable. What follows the trajectory needs none: reference="trajectory"'
+            f"stays at {float(self.residual.nan_to_num(math.inf).max()):.2g}. The field may have none (a learned "
+            'factor, the "gelu" threshold), or its rate is unstable. reference="trajectory" needs none'
         )
 
 

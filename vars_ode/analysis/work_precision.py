@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from matplotlib.axes import Axes
@@ -214,11 +214,7 @@ def _reference_code(problem: InitialValueProblem, reference: Reference) -> Tenso
 
 
 def _solve(problem: InitialValueProblem, trial: _Trial, expected: Tensor, repeats: int) -> Point:
-    def run() -> Any:
-        return problem.solve(trial.solver, trial.t1)
-
-    solution = run()
-    cost = cost_of(run, problem.y0.device, repeats)
+    solution, cost = cost_of(lambda: problem.solve(trial.solver, trial.t1), problem.y0.device, repeats)
     code = problem.code(solution.y1)
     errors = _finite(relative_error(code, expected))
     output, wanted = problem.output(code), problem.output(expected)

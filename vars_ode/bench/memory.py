@@ -51,8 +51,9 @@ class MemoryRow:
 def memory(steps: Sequence[int] = (5, 20, 80, 320)) -> list[MemoryRow]:
     """Peak memory of a solve with its gradient under each adjoint, in float32.
 
-    Direct, checkpointed and continuous cut the horizon t1 = 5 into that many Euler steps, since a contractive flow cannot
-    be integrated backwards over a long one; implicit runs as many iterations of ISTA, and its backward pass is its own.
+    Direct, checkpointed and continuous cut the horizon t1 = 5 into that many Euler steps, since a contractive flow
+    cannot be integrated backwards over a long one; implicit runs as many iterations of ISTA, and its backward pass is
+    its own.
     """
     rows = []
     for name in ("direct", "checkpointed", "continuous", "implicit"):

@@ -134,7 +134,7 @@ def _steps(study: Study) -> dict[str, Step]:
     single = pose(layer, tokens[:1])  # curves over the cost of a solve need no more than one input
     rest = _Once(lambda: find_equilibrium(problem))
     single_rest = _Once(lambda: find_equilibrium(single))
-    state = _Once(lambda: reference_state(single, 500 if single.y0.numel() > _LARGE else 2000))
+    state = _Once(lambda: reference_state(single, 500 if single.y0.numel() > _LARGE else 1000))
     integrating = [name for name in study.solvers if not _solvers.get(name).reaches_equilibrium]
     return {
         "convergence": ("Order of convergence", lambda: _orders(single, integrating, state())),
@@ -202,7 +202,7 @@ def _trace(problem: InitialValueProblem, rest: Equilibrium) -> Measurement:
 
 
 def _basin(problem: InitialValueProblem, single: InitialValueProblem) -> Measurement:
-    return basin(problem, num_starts=5) if problem.y0.numel() <= _LARGE else basin(single, num_starts=3)
+    return basin(problem, num_starts=4) if problem.y0.numel() <= _LARGE else basin(single, num_starts=3)
 
 
 def _maps(layer: Layer, tokens: Tensor, subject: Subject) -> Measurement:

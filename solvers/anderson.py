@@ -37,8 +37,8 @@ class Anderson(RelaxationSolver):
 
     Safeguard: where |f| rises above `growth` times its smallest value so far, a sample forgets its window and takes
     the plain step y + f from where |f| was smallest. Where y + f(y) is a non-expansive map, as ISTA is, that step
-    cannot raise |f|. Residuals of a good window are not monotone, hence the room: with growth = 2, half of the steps
-    are thrown away on ill-conditioned Gram matrices.
+    cannot raise |f|. Residuals of a good window are not monotone, hence the room: with growth = 1, up to half of the
+    steps are thrown away on ill-conditioned Gram matrices.
 
     In backpropagation through the iterations gamma is held constant.
 

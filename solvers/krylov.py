@@ -37,7 +37,7 @@ def gmres(operator: Operator, b: Tensor, rtol: float, max_steps: int, restart: i
     x, residual, steps = torch.zeros_like(b), b, 0
     while True:
         scale = _norm(b) + torch.minimum(_norm(x), 1000 * _norm(b))
-        todo = ~(_norm(residual) <= rtol * scale)
+        todo = _norm(residual) > rtol * scale  # not where it is NaN: nothing would help
         if steps >= max_steps or not bool(todo.any()):
             return LinearSolution(x, _norm(residual) / _nonzero(scale))
         dimension = min(restart, max_steps - steps)

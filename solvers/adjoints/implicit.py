@@ -115,7 +115,7 @@ def _solve_transposed(adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tens
         (product,) = torch.autograd.grad(rate, state, w.view_as(state), retain_graph=True)
         return -product.reshape(w.shape)
 
-    b = grad.reshape(grad.shape[0], -1)
+    b = grad.reshape(grad.shape[0], grad.shape[1:].numel())
     rtol = adjoint.rtol if adjoint.rtol is not None else 1e-12 if b.dtype == torch.float64 else 1e-6
     w, error = gmres(operator, b, rtol, adjoint.max_steps, adjoint.restart)
     missed = ~(error <= rtol)

@@ -104,6 +104,34 @@ def test_a_sample_does_not_feel_its_batch_mates() -> None:
     assert gradients[0].allclose(gradients[1], rtol=1e-11)
 
 
+@pytest.mark.filterwarnings("ignore::solvers.SolverWarning")
+def test_a_broken_batch_mate_costs_neither_the_gradient_nor_the_time() -> None:
+    field, y0, args = pull()
+    products = []
+    drive = args["drive"].clone().requires_grad_()
+
+    def counted(t: Tensor, y: Tensor, args: Any) -> Tensor:
+        if y.requires_grad:
+            y.register_hook(lambda gradient: products.append(1))
+        return field(t, y, args)
+
+    broken = torch.tensor([[1.0], [float("nan")]], dtype=F64)
+    limit(counted, y0, {**args, "drive": drive * broken}).y1[0].sum().backward()
+    alone = args["drive"].clone().requires_grad_()
+    limit(field, y0, {**args, "drive": alone}).y1[0].sum().backward()
+    assert drive.grad is not None
+    assert alone.grad is not None
+    assert drive.grad[0].allclose(alone.grad[0], rtol=1e-11)
+    assert len(products) < 20
+
+
+def test_an_empty_batch() -> None:
+    field, y0, args = pull()
+    drive = args["drive"][:0].clone().requires_grad_()
+    limit(field, y0[:0], {**args, "drive": drive}).y1.sum().backward()
+    assert drive.grad is not None
+
+
 def test_equilibria_that_are_not_isolated_are_reported() -> None:
     """y' = (b - y1 - y2) in both components: a line of equilibria, on which the solve stops somewhere."""
     b = torch.ones(1, 1, dtype=F64, requires_grad=True)

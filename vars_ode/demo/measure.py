@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 def conditions(settings: Settings) -> list[str]:
-    return ["clean", *(settings.corruptions or robustness.available()), "fgsm", "pgd"]
+    return ["clean", *settings.corruptions, "fgsm", "pgd"]
 
 
 def attacks(settings: Settings) -> dict[str, Any]:

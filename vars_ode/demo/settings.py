@@ -19,13 +19,13 @@ class Settings:
         num_features: random features per head; VARS-SD has as many static templates.
         train_images, test_images: how many of the embedded data set, from its start.
         severities: of the corruptions.
-        corruptions: their names; all that there are where empty.
+        corruptions: their names.
         sweep: the solvers tried without retraining.
         sweep_conditions: (condition, severity) that they are tried on.
         eps: of FGSM and PGD, on the [0, 1] scale; PGD takes 5 steps of eps/4 from a random start.
     """
 
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=8, batch_size=50))
     solver: str = "euler-5"
     sparsity: float = 0.3
     t1: float = 5.0
@@ -33,13 +33,23 @@ class Settings:
     image_size: int = 28
     patch_size: int = 4
     embed_dim: int = 64
-    depth: int = 4
+    depth: int = 3
     num_heads: int = 4
     mlp_ratio: float = 2.0
     train_images: int = 5000
     test_images: int = 1000
     severities: tuple[int, ...] = (1, 2, 3)
-    corruptions: tuple[str, ...] = ()
+    corruptions: tuple[str, ...] = (
+        "gaussian_noise",
+        "shot_noise",
+        "impulse_noise",
+        "gaussian_blur",
+        "contrast",
+        "brightness",
+        "pixelate",
+        "occlusion",
+        "elastic_transform",
+    )
     sweep: tuple[str, ...] = ("single-step", "euler-2", "euler-5", "euler-20", "rk4-5", "nesterov")
     sweep_conditions: tuple[tuple[str, int], ...] = (("clean", 0), ("gaussian_noise", 2))
     eps: float = 8 / 255

@@ -1,6 +1,7 @@
 """`vars-ode convergence`: what it writes, and what it refuses."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from vars_ode.analysis.study.run import MARKER, prepare
 from vars_ode.cli import app
 from vars_ode.demo.settings import Settings
 from vars_ode.demo.twins import build_twin
-import itertools
 
 STEMS = (
     "convergence",
@@ -69,7 +69,9 @@ def test_numbers_are_sound(finished: Path) -> None:
     energies = [float(row["energy"]) for row in _rows(finished / "trace.csv") if row["head"] == "0"]
     assert all(later <= earlier for earlier, later in itertools.pairwise(energies))
     assert {row["converged"] for row in _rows(finished / "basin.csv")} == {"True"}
-    assert {row["layer"] for row in _rows(finished / "single_step_gap.csv")} == {f"blocks.{i}.attn" for i in range(4)}
+    assert {row["layer"] for row in _rows(finished / "single_step_gap.csv")} == {
+        f"blocks.{i}.attn" for i in range(Settings().depth)
+    }
 
 
 def test_a_second_run_replaces_the_first(finished: Path) -> None:

@@ -81,7 +81,6 @@ def test_anderson_is_not_slower_than_fixed_point(dtype: torch.dtype, scale: floa
         assert (energy(fast.y1, args) <= energy(plain.y1, args) + 1e-3).all()
 
 
-@pytest.mark.filterwarnings("ignore:MAX_STEPS_REACHED")
 def test_anderson_on_nearly_singular_grams() -> None:
     """A spectrum over ten orders of magnitude; every template twice."""
     basis = torch.linalg.qr(torch.randn(24, 24, dtype=F64)).Q
@@ -91,12 +90,13 @@ def test_anderson_on_nearly_singular_grams() -> None:
     gram = torch.stack([spread, twice.T @ twice])
     drive = gram @ torch.randn(2, 24, 4, dtype=F64)
     args = ReconstructionArgs(drive, gram, torch.tensor(1.0, dtype=F64), torch.tensor(1e-3, dtype=F64))
-    rule = solvers.SteadyState(rtol=0, atol=1e-5)
-    plain = from_zero(FIELDS[0], FixedPoint(max_steps=1000), args, until=rule)
-    for regularisation in (None, 1e-14):
-        fast = from_zero(FIELDS[0], Anderson(max_steps=1000, regularisation=regularisation), args, until=rule)
+    rule = solvers.SteadyState(rtol=0, atol=2e-4)
+    plain = from_zero(FIELDS[0], FixedPoint(max_steps=5000), args, until=rule)
+    assert plain.success.all()
+    for regularisation in (1e-3, 1e-5, 1e-10):
+        fast = from_zero(FIELDS[0], Anderson(max_steps=5000, regularisation=regularisation), args, until=rule)
+        assert fast.success.all()
         assert (fast.stats["num_field_evals"] <= plain.stats["num_field_evals"]).all()
-        assert (fast.stats["residual"] <= plain.stats["residual"].clamp_min(1e-5)).all()
 
 
 @each_field

@@ -92,7 +92,8 @@ def convergence(
         ),
     ] = None,
     attention: Annotated[
-        str | None, typer.Option(help="Of a timm model: vars_d (the default), vars_sd or vars_softmax.")
+        str | None,
+        typer.Option(help="Of a timm model: vars_d (the default), vars_sd, vars_softmax; of rvt_*, vars_s too."),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights; random ones by default.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture; by default a few of the embedded test images.")] = None,

@@ -63,7 +63,8 @@ def find_equilibrium(problem: InitialValueProblem, tolerance: float = 1e-9, max_
             return _assess(problem, _linear_limit(problem, args), tolerance)
         return _assess(problem, _lasso(problem, args, tolerance, max_steps), tolerance)
     state = problem.y0
-    methods = (solvers.Nesterov,) if problem.is_convex else (solvers.FixedPoint, solvers.Anderson)
+    # momentum does not bear rates between 1 / |G| and 2 / |G|, under which plain iteration still converges
+    methods = (solvers.Nesterov, solvers.FixedPoint) if problem.is_convex else (solvers.FixedPoint, solvers.Anderson)
     for method in methods:
         solver = method(max_steps=max_steps, rtol=0.1 * tolerance, atol=0.1 * tolerance)
         restarted = InitialValueProblem(problem.field, state, args)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import timm
 import torch
@@ -21,7 +21,6 @@ from vars_ode.demo.twins import ATTENTIONS, build_twin
 from vars_ode.timm_registration import NAMES
 
 DEFAULT_MODEL = "vars-sd-dictionary"
-_CHOICES = (*NAMES, *(name.replace("_", "-") for name in NAMES))
 
 
 class Subject(NamedTuple):
@@ -72,29 +71,24 @@ def _model(name: str | None, attention: str | None, checkpoint: Path | None) -> 
 
 
 def _timm_model(name: str, attention: str) -> nn.Module:
-    if attention not in _CHOICES:
-        raise ValueError(f"unknown attention {attention!r}; choose one of {', '.join(NAMES)}")
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, [*timm.list_models(), *ATTENTIONS], n=3)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise ValueError(
             f"there is no model {name!r}{hint}; name a model of timm.list_models(), or one of {', '.join(ATTENTIONS)}"
         )
-    robust = name.startswith("rvt_")
-    options: dict[str, Any] = (
-        {"attention": attention.replace("_", "-")} if robust else {"attn_layer": _registered(attention)}
-    )
+    if name.startswith("rvt_"):  # these take attentions by names of their own, vars-s among them
+        return timm.create_model(name, pretrained=False, attention=attention.replace("_", "-"))
+    registered = NAMES.get(attention.replace("-", "_"))
+    if registered is None:
+        raise ValueError(f"unknown attention {attention!r}; choose one of {', '.join(NAMES)}")
     try:
-        return timm.create_model(name, pretrained=False, **options)
+        return timm.create_model(name, pretrained=False, attn_layer=registered)
     except TypeError as error:
         raise ValueError(
             f"timm's {name} does not take attn_layer ({error}); choose a plain vision transformer such as "
             "vit_tiny_patch16_224, or rvt_tiny"
         ) from error
-
-
-def _registered(attention: str) -> Any:
-    return NAMES[attention.replace("-", "_")]
 
 
 def _is_whole(checkpoint: Path) -> bool:

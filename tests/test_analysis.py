@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.image
 import pytest
@@ -440,3 +440,15 @@ def test_rates_that_momentum_does_not_bear_still_come_to_rest() -> None:
     long = InitialValueProblem(problem.field, problem.y0, problem.args._replace(rate=1.8 * problem.args.rate))
     assert not analysis.basin(long, num_starts=2, solver=solvers.Nesterov(max_steps=500)).converged.all()
     assert analysis.basin(long, num_starts=3).is_one_attractor
+    operator = long.args._replace(gram=Applied(long.args.gram))
+    found = analysis.find_equilibrium(InitialValueProblem(long.field, long.y0, operator))
+    assert found.converged.all()
+
+
+class Applied(NamedTuple):
+    """A Gram that is only applied."""
+
+    gram: Tensor
+
+    def __matmul__(self, code: Tensor) -> Tensor:
+        return self.gram @ code

@@ -62,17 +62,18 @@ def find_equilibrium(problem: InitialValueProblem, tolerance: float = 1e-9, max_
         if bool((args.sparsity == 0).all()):
             return _assess(problem, _linear_limit(problem, args), tolerance)
         return _assess(problem, _lasso(problem, args, tolerance, max_steps), tolerance)
-    state = problem.y0
+    best = _assess(problem, problem.y0, tolerance)
     # momentum does not bear rates between 1 / |G| and 2 / |G|, under which plain iteration still converges
     methods = (solvers.Nesterov, solvers.FixedPoint) if problem.is_convex else (solvers.FixedPoint, solvers.Anderson)
     for method in methods:
         solver = method(max_steps=max_steps, rtol=0.1 * tolerance, atol=0.1 * tolerance)
-        restarted = InitialValueProblem(problem.field, state, args)
+        restarted = InitialValueProblem(problem.field, best.state, args)
         found = _assess(problem, restarted.solve(solver).y1, tolerance)
-        if bool(found.converged.all()):
+        better = (found.residual < best.residual).view(-1, *[1] * (best.state.ndim - 1))  # False where it blew up
+        best = _assess(problem, torch.where(better, found.state, best.state), tolerance)
+        if bool(best.converged.all()):
             break
-        state = torch.where(_like(found.state.flatten(1).isfinite().all(1), state), found.state, problem.y0)
-    return found
+    return best
 
 
 def _assess(problem: InitialValueProblem, state: Tensor, tolerance: float) -> Equilibrium:
@@ -123,7 +124,3 @@ def _on_support(gram: Tensor, support: Tensor, target: Tensor) -> Tensor:
     system = torch.where(both, gram[..., None, :, :], 0.0) + identity
     solution = torch.linalg.solve_ex(system, torch.where(support, target, 0.0)[..., None])
     return solution.result[..., 0]
-
-
-def _like(mask: Tensor, state: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (state.ndim - 1))

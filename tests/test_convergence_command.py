@@ -88,7 +88,9 @@ def test_a_field_without_energy_is_told(tmp_path: Path) -> None:
         with torch.no_grad():
             layer.learned.factor.mul_(3.0)  # type: ignore[union-attr, operator]
     facts = {"model": "vars-d", "input": "a picture"}
-    page = study.run_convergence(tmp_path / "out", subject, ("nesterov",), None, facts).read_text(encoding="utf-8")
+    page = study.run_convergence(tmp_path / "out", subject, ("nesterov", "douglas_rachford"), None, facts).read_text(
+        encoding="utf-8"
+    )
     assert "No energy" in page
     assert "none of the solvers is one of fixed step" in page
     assert (tmp_path / "out" / "trace.png").is_file()

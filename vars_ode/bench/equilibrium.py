@@ -10,6 +10,9 @@ from vars_ode.bench.problem import reconstruction_args
 from vars_ode.fields import ProximalFlow, ReconstructionArgs, kkt_residual
 
 
+SOLVERS = ("fixed_point", "nesterov", "anderson", "douglas_rachford")
+
+
 @dataclass(frozen=True)
 class EquilibriumRow:
     """One solver: iterations and time until the KKT residual of every problem is below the tolerance."""
@@ -24,13 +27,16 @@ class EquilibriumRow:
 def equilibrium(tolerance: float = 1e-3, max_steps: int = 3000) -> list[EquilibriumRow]:
     """ISTA, FISTA, Anderson and Douglas-Rachford on 4 problems of 196 tokens and 64 random features, in float64.
 
+    Values have a standard deviation of 0.3, lam is 0.3, the rate is 1/|G|_2 from power iteration. The iterations are
+    those of the slowest of the four.
+
     Args:
-        tolerance: of the KKT residual, in units of the drive; lam is 0.3.
+        tolerance: of the KKT residual, in units of the drive.
         max_steps: limit of iterations; a solver that needs more has None in its row.
     """
-    args = reconstruction_args()
+    args = reconstruction_args(rate="power", value_scale=0.3)
     rows: list[EquilibriumRow] = []
-    for name in ("fixed_point", "nesterov", "anderson", "douglas_rachford"):
+    for name in SOLVERS:
         iterations = _iterations(name, args, tolerance, max_steps)
         solver = solvers.get(name, max_steps=iterations or max_steps, rtol=0.0, atol=1e-300)
         started = time.perf_counter()

@@ -129,7 +129,8 @@ def _trace(found: Trace) -> list[str]:
 
 def _section(piece: Piece, folder: Path) -> str:
     figure = page.figure(piece.title, folder / f"{piece.stem}.png", READING[piece.stem])
-    return figure + page.paragraph(f"The numbers: {piece.stem}.csv.", "caption")
+    left_out = piece.found.notes if isinstance(piece.found, WorkPrecision) else ()
+    return figure + page.paragraph(f"The numbers: {piece.stem}.csv.", "caption") + page.bullets(left_out)
 
 
 def _subject(facts: dict[str, Any]) -> str:

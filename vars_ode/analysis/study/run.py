@@ -25,7 +25,7 @@ from vars_ode.analysis.single_step import single_step_gap
 from vars_ode.analysis.study.report import Piece, write_page
 from vars_ode.analysis.study.subjects import Subject
 from vars_ode.analysis.trace import trace
-from vars_ode.analysis.work_precision import work_precision
+from vars_ode.analysis.work_precision import Point, Reference, WorkPrecision, work_precision
 from vars_ode.attention import VARSAttention
 
 MARKER = "convergence.json"
@@ -186,12 +186,29 @@ def _orders(problem: InitialValueProblem, names: Sequence[str], reference: Tenso
 def _to_trajectory(problem: InitialValueProblem, names: Sequence[str], reference: Tensor) -> Measurement:
     if not names:
         raise ValueError("all of the solvers return the equilibrium and follow no trajectory")
-    return work_precision(problem, solvers=names, reference_code=problem.to(torch.float64).code(reference), repeats=1)
+    code = problem.to(torch.float64).code(reference)
+    return _solver_by_solver(problem, names, "trajectory", code)
 
 
 def _to_equilibrium(problem: InitialValueProblem, names: Sequence[str], rest: Equilibrium) -> Measurement:
     code = rest.require().code
-    return work_precision(problem, solvers=names, reference="equilibrium", reference_code=code, repeats=1)
+    return _solver_by_solver(problem, names, "equilibrium", code)
+
+
+def _solver_by_solver(
+    problem: InitialValueProblem, names: Sequence[str], reference: Reference, code: Tensor
+) -> WorkPrecision:
+    """`work_precision` with a note in place of a solver that cannot take the problem on."""
+    points: list[Point] = []
+    notes = []
+    for name in names:
+        try:
+            points += work_precision(problem, None, (name,), reference, reference_code=code, repeats=1).points
+        except ValueError as error:
+            notes.append(f"{name}: {error}")
+    if not points:
+        raise ValueError(" ".join(notes))
+    return WorkPrecision(tuple(points), reference, str(problem.y0.dtype).removeprefix("torch."), tuple(notes))
 
 
 def _trace(problem: InitialValueProblem, rest: Equilibrium) -> Measurement:

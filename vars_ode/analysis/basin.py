@@ -93,7 +93,7 @@ class Basin(Measurement):
         floor = 1e-16
         for values, colour, marker, label in (
             (self.start_distance, COLOURS[1], MARKERS[1], "before"),
-            (self.end_distance, COLOURS[0], MARKERS[3], "at rest"),
+            (self.end_distance, COLOURS[0], MARKERS[3], "after"),
         ):
             lines = values.flatten(1).clamp_min(floor).numpy()
             places = np.broadcast_to(np.arange(len(lines))[:, None], lines.shape)
@@ -111,7 +111,7 @@ class Basin(Measurement):
         axes.set_xscale("log")
         tidy(axes, "relative distance of the code to where the first start ends", "")
         names = [
-            name if bool(ok.all()) else f"{name} (not at rest)"
+            name if bool(ok.all()) else f"{name} ({int(ok.sum())} of {len(ok)} at rest)"
             for name, ok in zip(self.starts, self.converged, strict=True)
         ]
         axes.set_yticks(range(len(names)), names, fontsize=SMALL)

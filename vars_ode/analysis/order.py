@@ -69,7 +69,7 @@ class Convergences(Measurement):
         for i, one in enumerate(self.parts):
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             dt, errors, used = (np.array(values) for values in (one.dt, one.errors, one.used))
-            nominal = f" ({one.nominal} if smooth)" if one.nominal else ""
+            nominal = f" (nominal {one.nominal})" if one.nominal else ""
             label = f"{literal(one.solver)}: order {one.slope:.2f}{nominal}"
             shown = np.isfinite(errors) & (errors > 0)
             axes.plot(dt[shown], errors[shown], marker, color=colour, ms=7, mfc="white", mew=1.5, label=label)

@@ -78,6 +78,7 @@ class Trace(Measurement):
         tidy(axes, "solver time t", "", label)
         if values is None or not bool(values.isfinite().any()):
             axes.text(0.5, 0.5, _wrapped(why or "not finite"), transform=axes.transAxes, ha="center", va="center")
+            axes.set(xticks=[], yticks=[])
             return
         lines = values.flatten(1).numpy()
         lines = np.where(np.isfinite(lines) & ((lines > 0) | (not log)), lines, np.nan)

@@ -25,7 +25,7 @@ class Settings:
         eps: of FGSM and PGD, on the [0, 1] scale; PGD takes 5 steps of eps/4 from a random start.
     """
 
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=8, batch_size=50))
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=6, batch_size=50))
     solver: str = "euler-5"
     sparsity: float = 0.3
     t1: float = 5.0

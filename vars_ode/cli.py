@@ -111,10 +111,14 @@ def convergence(
 ) -> None:
     """Measure how the solve of a VARS layer converges: orders, work-precision, energy, basin, attention maps.
 
-    Writes a CSV and a PNG per measure and index.html, which holds them all, into the results folder.
+    Works in one thread, so that times compare. Writes a CSV and a PNG per measure and index.html, which holds them all,
+    into the results folder.
     """
+    import torch
+
     from vars_ode.analysis import study
 
+    torch.set_num_threads(1)
     try:
         names = study.check_solvers([name.strip() for name in solvers.split(",")])
         subject = study.build_subject(model, attention, checkpoint, image, images, seed)

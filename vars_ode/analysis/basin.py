@@ -130,6 +130,7 @@ def basin(
     solver: str | solvers.Solver | None = None,
     scale: float = 3.0,
     tolerance: float = 1e-3,
+    max_steps: int = 10_000,
     seed: int = 0,
 ) -> Basin:
     """Solve to rest from several initial states, in float64.
@@ -143,8 +144,8 @@ def basin(
         num_starts: at least 2.
         solver: a relaxation method, or another where the problem has `until`. By default "nesterov" for a convex
             energy, whose minimisers are all there is to find, and "fixed_point", Euler's steps of the flow itself,
-            for other fields and where momentum does not come to rest (it bears rates half as high); 10,000 iterations
-            to |f| <= 1e-10 + 1e-8 |y|.
+            for other fields and where momentum blows up (it bears rates half as high); to |f| <= 1e-10 + 1e-8 |y|.
+        max_steps: limit of iterations of the default solvers.
         tolerance: relative distance of codes up to which two ends are one attractor.
         seed: of the Gaussian starts.
     """
@@ -154,14 +155,14 @@ def basin(
     solvers.checks.positive_number("tolerance", tolerance)
     solvers.checks.positive_number("scale", scale)
     problem = pose(subject, x).to(torch.float64)
-    chosen = _solvers(problem, solver)
+    chosen = _solvers(problem, solver, max_steps)
     starts = _starts(problem, num_starts, scale, seed)
     states = list(starts.values())
     for method in chosen:
         ends = [replace(problem, y0=y0).solve(method, float("inf")) for y0 in states]
         converged = torch.stack([end.status == int(Status.STEADY_STATE) for end in ends])
-        if bool(converged.all()):
-            break
+        if all(_residual(problem, end.y1) <= _residual(problem, y0) for end, y0 in zip(ends, states, strict=True)):
+            break  # at rest, or on the way
     codes = [problem.code(end.y1) for end in ends]
     outputs = [output for code in codes if (output := _output(subject, x, code)) is not None]
     return Basin(
@@ -176,11 +177,20 @@ def basin(
     )
 
 
-def _solvers(problem: InitialValueProblem, choice: str | solvers.Solver | None) -> list[solvers.Solver]:
-    """What to try, in this order, until every start comes to rest."""
+def _residual(problem: InitialValueProblem, state: Tensor) -> float:
+    """max |f| over all samples, infinite where it is no number."""
+    with torch.no_grad():
+        rate = problem.field(torch.zeros((), dtype=state.dtype, device=state.device), state, problem.args)
+    return float(rate.abs().nan_to_num(nan=float("inf")).max())
+
+
+def _solvers(
+    problem: InitialValueProblem, choice: str | solvers.Solver | None, max_steps: int
+) -> Sequence[solvers.Solver]:
+    """What to try, in this order, until no start is blown up."""
     if choice is None:
         methods = (solvers.Nesterov, solvers.FixedPoint) if problem.is_convex else (solvers.FixedPoint,)
-        return [method(max_steps=10_000, rtol=1e-8, atol=1e-10) for method in methods]
+        return [method(max_steps=max_steps, rtol=1e-8, atol=1e-10) for method in methods]
     chosen = solvers.get(choice)
     if not chosen.reaches_equilibrium and problem.until is None:
         raise ValueError(

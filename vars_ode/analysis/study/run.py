@@ -219,7 +219,9 @@ def _trace(problem: InitialValueProblem, rest: Equilibrium) -> Measurement:
 
 
 def _basin(problem: InitialValueProblem, single: InitialValueProblem) -> Measurement:
-    return basin(problem, num_starts=4) if problem.y0.numel() <= _LARGE else basin(single, num_starts=3)
+    if problem.y0.numel() > _LARGE:
+        return basin(single, num_starts=3, max_steps=1000)
+    return basin(problem, num_starts=4, max_steps=5000)
 
 
 def _maps(layer: Layer, tokens: Tensor, subject: Subject) -> Measurement:

@@ -9,7 +9,6 @@ import solvers
 from vars_ode.bench.problem import reconstruction_args
 from vars_ode.fields import ProximalFlow, ReconstructionArgs, kkt_residual
 
-
 SOLVERS = ("fixed_point", "nesterov", "anderson", "douglas_rachford")
 
 

@@ -37,11 +37,10 @@ class Settings:
     num_heads: int = 4
     mlp_ratio: float = 2.0
     train_images: int = 5000
-    test_images: int = 1000
+    test_images: int = 750
     severities: tuple[int, ...] = (1, 2, 3)
     corruptions: tuple[str, ...] = (
         "gaussian_noise",
-        "shot_noise",
         "impulse_noise",
         "gaussian_blur",
         "contrast",

@@ -1,0 +1,35 @@
+"""The benches print what they measure, and the ratios that hold on any machine hold."""
+
+import pytest
+from typer.testing import CliRunner
+
+from vars_ode.bench import BENCHES, table
+from vars_ode.bench.equilibrium import equilibrium
+from vars_ode.bench.memory import memory
+from vars_ode.cli import app
+
+
+def test_iterations_to_equilibrium() -> None:
+    iterations = {row.solver: row.iterations for row in equilibrium()}
+    assert all(count is not None for count in iterations.values())
+    assert iterations["fixed_point"] > iterations["nesterov"] > iterations["anderson"] > iterations["douglas_rachford"]
+    assert iterations["douglas_rachford"] <= 33
+
+
+def test_growth_of_memory() -> None:
+    growth = {row.adjoint: row.growth for row in memory((5, 80))}
+    assert growth["direct"] > 7
+    assert growth["checkpointed"] < 4  # the square root of 16
+    assert growth["implicit"] == pytest.approx(1, abs=0.05)
+    assert growth["continuous"] == pytest.approx(1, abs=0.05)
+
+
+def test_table_aligns_and_marks_what_is_missing() -> None:
+    text = table([{"solver": "euler", "kib": {5: 1.23456}}, {"solver": "rk4", "kib": {5: None}}])
+    assert text.splitlines() == ["solver  kib 5", "euler   1.235", "rk4         -"]
+
+
+def test_unknown_bench_is_one_sentence() -> None:
+    result = CliRunner().invoke(app, ["bench", "speed"])
+    assert result.exit_code == 2
+    assert f"choose one of {', '.join(BENCHES)}" in result.output

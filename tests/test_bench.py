@@ -1,8 +1,12 @@
 """The benches print what they measure, and the ratios that hold on any machine hold."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
+import solvers
 from vars_ode.bench import BENCHES, table
 from vars_ode.bench.equilibrium import equilibrium
 from vars_ode.bench.memory import memory
@@ -33,3 +37,11 @@ def test_unknown_bench_is_one_sentence() -> None:
     result = CliRunner().invoke(app, ["bench", "speed"])
     assert result.exit_code == 2
     assert f"choose one of {', '.join(BENCHES)}" in result.output
+
+
+def test_tour_visits_every_solver(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(Path(__file__).parent.parent / "examples" / "solvers_tour.py"), run_name="__main__")
+    errors = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[1:]}
+    assert tuple(errors) == solvers.available()
+    relaxed = [error for name, error in errors.items() if solvers.get(name).reaches_equilibrium]
+    assert max(relaxed) < 1e-3 < min(error for name, error in errors.items() if error not in relaxed)

@@ -23,6 +23,7 @@ class PeakMemory(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         self._live: dict[int, int] = {}
+        self._total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -35,8 +36,12 @@ class PeakMemory(TorchDispatchMode):
         key = storage._cdata
         if key not in self._live:
             self._live[key] = storage.nbytes()
-            weakref.finalize(storage, self._live.pop, key, None)
-            self.peak = max(self.peak, sum(self._live.values()))
+            self._total += storage.nbytes()
+            weakref.finalize(storage, self._forget, key)
+            self.peak = max(self.peak, self._total)
+
+    def _forget(self, key: int) -> None:
+        self._total -= self._live.pop(key, 0)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,12 @@ def test_folders_in_use_are_refused(tmp_path: Path) -> None:
 def test_interrupt_keeps_finished_runs(tmp_path: Path) -> None:
     arguments = ["--quick", "--out", str(tmp_path / "out"), "--workers", "1", "--epochs", "200"]
     command = [sys.executable, "-m", "vars_ode", "demo", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs inherit that it is ignored
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "settings.json").exists():
         assert time.monotonic() < deadline, "the study did not begin"

@@ -152,16 +152,19 @@ def test_interrupt_keeps_finished_runs(tmp_path: Path) -> None:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs inherit that it is ignored
     )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "out" / "settings.json").exists():
-        assert time.monotonic() < deadline, "the study did not begin"
-        time.sleep(0.2)
-    done = tmp_path / "out" / "runs" / "softmax-seed0"
-    done.mkdir(parents=True)
-    (done / "run.json").write_text("{}")
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "out" / "settings.json").exists():
+            assert time.monotonic() < deadline, "the study did not begin"
+            time.sleep(0.2)
+        done = tmp_path / "out" / "runs" / "softmax-seed0"
+        done.mkdir(parents=True)
+        (done / "run.json").write_text("{}")
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # an orphan would train for hours
     assert process.returncode == 130
     assert "1 finished runs are kept" in errors
     assert "Traceback" not in errors

@@ -27,7 +27,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Under a minute: 1 epoch on 1,000 images, 1 seed, 2 twins.")
     ] = False,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.  [default: 6, or 1]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.  [default: 5, or 1]")] = None,
     seeds: Annotated[
         int | None, typer.Option(help="Trainings of each twin, with seeds 0, 1, ...  [default: 2, or 1]")
     ] = None,

@@ -25,7 +25,7 @@ class Settings:
         eps: of FGSM and PGD, on the [0, 1] scale; PGD takes 5 steps of eps/4 from a random start.
     """
 
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=6, batch_size=50))
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=5, batch_size=50))
     solver: str = "euler-5"
     sparsity: float = 0.3
     t1: float = 5.0
@@ -37,7 +37,7 @@ class Settings:
     num_heads: int = 4
     mlp_ratio: float = 2.0
     train_images: int = 5000
-    test_images: int = 750
+    test_images: int = 500
     severities: tuple[int, ...] = (1, 2, 3)
     corruptions: tuple[str, ...] = (
         "gaussian_noise",

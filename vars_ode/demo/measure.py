@@ -1,5 +1,6 @@
 """What is measured on a trained twin: robustness, solvers without retraining, traces of the solve."""
 
+import contextlib
 import copy
 import math
 import time
@@ -66,12 +67,14 @@ def measure_solvers(model: nn.Module, data: TensorDataset, settings: Settings, t
         if label == settings.solver or not vars_layers(model):
             continue
         twin = with_solver(model, label)
-        cost = _cost(twin, data)
+        cost: Row = {"evaluations": math.nan, "milliseconds": math.nan}
+        with contextlib.suppress(RuntimeError, ValueError):  # it diverged: a later layer met NaN
+            cost = _cost(twin, data)
         for condition, severity in settings.sweep_conditions:
             tick(label)
             try:
                 (row,) = robustness.evaluate(twin, data, [condition], [severity or 1], batch_size=BATCH_SIZE)
-            except RuntimeError as error:  # logits that are not finite
+            except (RuntimeError, ValueError) as error:  # logits, or a later layer's input, that are not finite
                 warnings.warn(f"{label} on {condition}: {error}", solvers.SolverWarning, stacklevel=2)
                 row = {"condition": condition, "severity": severity, "accuracy": math.nan}
             yield {**row, "solver": label, **cost}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 import solvers
 from vars_ode.cli import app
 from vars_ode.data import fashion_mnist
 from vars_ode.demo import study
+from vars_ode.demo.measure import measure_solvers
 from vars_ode.demo.settings import Settings
 from vars_ode.demo.study import COLUMNS, FolderError, Job, run_study
 from vars_ode.demo.twins import ATTENTIONS, build_twin, parse_solver, vars_layers, with_solver
@@ -195,6 +198,33 @@ def test_another_solver_leaves_the_trained_model_alone() -> None:
     assert not torch.allclose(longer(images), before, atol=1e-7)
     assert torch.equal(model(images), before)
     assert longer.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore::solvers.SolverWarning")
+def test_a_solver_that_diverges_costs_its_own_row_only(finished: Path, tmp_path: Path) -> None:
+    model = build_twin("vars-d", TINY, seed=0).eval()
+    with torch.no_grad():
+        for layer in vars_layers(model).values():
+            layer.learned.factor.mul_(1e8)  # grows by 1e16 a step: one step is finite, twenty are not
+    images = TensorDataset(*(tensor[:4] for tensor in fashion_mnist("test").tensors))
+    settings = replace(TINY, sweep=("single-step", "euler-20", "nesterov"))
+    with pytest.warns(solvers.SolverWarning, match="euler-20 on clean"):
+        rows = list(measure_solvers(model, images, settings, lambda what: None))
+    assert {row["solver"] for row in rows if row["accuracy"] is None} == {"euler-20", "nesterov"}
+    assert {row["solver"] for row in rows if row["accuracy"] is not None} == {"single-step"}
+    assert len(rows) == 6
+
+    folder = tmp_path / "out"  # a study in which that happened, gathered and reported
+    shutil.copytree(finished, folder)
+    record = folder / "runs" / "vars-sd-dictionary-seed0" / "run.json"
+    run = json.loads(record.read_text())
+    run["rows"] += [row for row in rows if row["solver"] == "euler-20"]
+    record.write_text(json.dumps(run, allow_nan=False))
+    run_study(folder, TINY, ("softmax",), seeds=1)
+    json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
+    text = (folder / "report.html").read_text()
+    assert "vars-sd-dictionary, seed 0: euler-20 diverged" in text
+    assert "no usable accuracy" not in text
 
 
 def test_solver_labels() -> None:

@@ -343,6 +343,23 @@ def test_interrupted_run_is_left_out_of_the_mean_and_named(tmp_path: Path) -> No
     assert "1 line(s) of results.csv hold no usable accuracy" in page.text
 
 
+@pytest.mark.usefixtures("no_plots")
+def test_diverged_solvers_are_named_and_left_out_of_the_means(tmp_path: Path) -> None:
+    write_results(tmp_path, {"softmax": 0.76, "vars-d": 0.75}, seeds=2, traces=False)
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    for place, line in enumerate(lines):
+        cells = line.split(",")
+        if cells[2] == "nesterov" or cells[:3] == ["vars-d", "1", "euler-20"]:
+            lines[place] = ",".join([*cells[:5], "", "", ""])
+    (tmp_path / "results.csv").write_text("\n".join(lines))
+    page = report(tmp_path)
+    assert page.row(1, "vars-d", "nesterov")[2:] == ["diverged", "diverged", DASH, DASH]
+    assert page.row(1, "vars-d", "euler-20")[2] == "76.8 (n = 1)"
+    assert "vars-d, seed 0 and 1: nesterov diverged, so no accuracy is given there." in page.text
+    assert "vars-d, seed 1: euler-20 diverged" in page.text
+    assert "no usable accuracy" not in page.text
+
+
 def test_measurements_without_json(tmp_path: Path) -> None:
     write_results(tmp_path, {"softmax": 0.76, "vars-d": 0.75}, traces=False)
     (tmp_path / "results.json").write_text("{")

@@ -62,12 +62,12 @@ def measure_robustness(model: nn.Module, data: TensorDataset, settings: Settings
 
 
 def measure_solvers(model: nn.Module, data: TensorDataset, settings: Settings, tick: Tick) -> Iterator[Row]:
-    """Accuracy and cost of the same weights under the other solvers. One that diverges yields NaN."""
+    """Accuracy and cost of the same weights under the other solvers; None where one diverges on any of the images."""
     for label in settings.sweep:
         if label == settings.solver or not vars_layers(model):
             continue
         twin = with_solver(model, label)
-        cost: Row = {"evaluations": math.nan, "milliseconds": math.nan}
+        cost: Row = {"evaluations": None, "milliseconds": None}
         with contextlib.suppress(RuntimeError, ValueError):  # it diverged: a later layer met NaN
             cost = _cost(twin, data)
         for condition, severity in settings.sweep_conditions:
@@ -76,7 +76,7 @@ def measure_solvers(model: nn.Module, data: TensorDataset, settings: Settings, t
                 (row,) = robustness.evaluate(twin, data, [condition], [severity or 1], batch_size=BATCH_SIZE)
             except (RuntimeError, ValueError) as error:  # logits, or a later layer's input, that are not finite
                 warnings.warn(f"{label} on {condition}: {error}", solvers.SolverWarning, stacklevel=2)
-                row = {"condition": condition, "severity": severity, "accuracy": math.nan}
+                row = {"condition": condition, "severity": severity, "accuracy": None}
             yield {**row, "solver": label, **cost}
 
 

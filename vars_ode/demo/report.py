@@ -187,7 +187,14 @@ def _solvers(results: Results) -> str:
         points = results.sweep(name)
         sentences += solver_statements(results, name)
         for solver in dict.fromkeys(point.solver for point in points):
-            rows.append(_solver_row([point for point in points if point.solver == solver]))
+            here = [point for point in points if point.solver == solver]
+            rows.append(_solver_row(here, len(results.seeds(name))))
+        lost = [solver for attention, solver in results.diverged() if attention == name]
+        rows += [
+            [name, solver, *2 * ["diverged"], *2 * [DASH]]
+            for solver in lost
+            if solver not in {p.solver for p in points}
+        ]
     if not rows:
         return page.paragraph("Not available: no solver other than those of the training was measured.", "missing")
     headings = ["Attention", "Solver", "Clean (%)", "Corrupted (%)", "Evaluations", "ms per image"]
@@ -205,9 +212,10 @@ def _solvers(results: Results) -> str:
     return page.table(headings, rows, caption, texts=2) + page.bullets(sentences) + page.paragraph(note)
 
 
-def _solver_row(points: list[SolverPoint]) -> list[str]:
+def _solver_row(points: list[SolverPoint], seeds: int) -> list[str]:
     by_column = {point.column: point for point in points}
-    accuracies = [percent(by_column[c].accuracy) if c in by_column else DASH for c in ("clean", "corrupted")]
+    columns = ("clean", "corrupted")
+    accuracies = [_with_count(by_column[c].accuracy, seeds) if c in by_column else DASH for c in columns]
     cost = by_column.get("clean", points[0])
     solver = cost.solver + (" (training)" if cost.trained else "")
     return [cost.attention, solver, *accuracies, plain(cost.evaluations), plain(cost.milliseconds, 3)]

@@ -28,7 +28,10 @@ Cell = tuple[str, int]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of `results.csv`: the accuracy of one trained model, under one solver, in one condition."""
+    """One line of `results.csv`: the accuracy of one trained model, under one solver, in one condition.
+
+    NaN as an accuracy says that the solver diverged, an empty field of the file.
+    """
 
     attention: str
     seed: int
@@ -204,6 +207,14 @@ class Results:
                     points.append(SolverPoint(attention, solver, solver in trained, column, by_seed, *cost))
         return sorted(points, key=lambda p: (math.isnan(p.evaluations), p.evaluations, p.solver))
 
+    def diverged(self) -> dict[tuple[str, str], list[int]]:
+        """(attention, solver) -> the seeds at which a solve diverged in some condition."""
+        seeds: dict[tuple[str, str], set[int]] = {}
+        for row in self.rows.values():
+            if math.isnan(row.accuracy):
+                seeds.setdefault((row.attention, row.solver), set()).add(row.seed)
+        return {key: sorted(found) for key, found in seeds.items()}
+
     def trace(self, attention: str) -> tuple[int, dict[str, np.ndarray]] | None:
         """The first seed that has a readable trace, and its arrays."""
         for seed in self.seeds(attention):
@@ -265,7 +276,8 @@ def _read_csv(results: Results) -> None:
 def _row(line: dict[str, str]) -> Row | None:
     accuracy, seed, severity = (number(line.get(name)) for name in ("accuracy", "seed", "severity"))
     attention, solver, condition = (line.get(name) for name in ("attention", "solver", "condition"))
-    if not (attention and condition and 0 <= accuracy <= 1 and math.isfinite(seed) and math.isfinite(severity)):
+    measured = 0 <= accuracy <= 1 or line.get("accuracy") == ""
+    if not (attention and condition and measured and math.isfinite(seed) and math.isfinite(severity)):
         return None
     cost = number(line.get("evaluations")), number(line.get("milliseconds"))
     return Row(attention, int(seed), solver or "", (condition, int(severity)), accuracy, *cost)

@@ -241,6 +241,10 @@ def missing_pieces(results: Results) -> list[str]:
         pieces.append(f"Not measured for any model: {listing(absent)}.")
     unswept = [name for name in results.twins if not results.sweep(name)]
     pieces += [f"{name}: no solver other than the trained one was measured." for name in unswept]
+    pieces += [
+        f"{attention}, seed {listing([str(seed) for seed in seeds])}: {solver} diverged, so no accuracy is given there."
+        for (attention, solver), seeds in results.diverged().items()
+    ]
     pieces += [f"{name}: no trace of the solve was stored." for name in untraced]
     return pieces + _diverged(results)
 

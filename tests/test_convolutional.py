@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import solvers
 from vars_ode import VARSConvAttention, fourier
 from vars_ode.bench.vars_s import vars_s
+from vars_ode.convolutional import ConvolutionGram
 
 GRIDS = [(4, 4), (4, 5), (5, 4), (7, 3), (1, 6), (17, 16)]
 
@@ -67,6 +69,33 @@ def test_gram_is_symmetric_positive_and_inverted_by_its_resolvent(revision: str)
     assert torch.linalg.eigvalsh(matrix).min() > -1e-9
     code = torch.randn_like(args.drive)
     torch.testing.assert_close(args.gram.resolvent(args.gram @ code + 0.7 * code, 0.7), code)
+
+
+@pytest.mark.parametrize("grid", [*GRIDS, (14, 14), (2, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gram_without_a_graph_is_that_with_one(grid: tuple[int, int], dtype: torch.dtype) -> None:
+    """Values for inference come by another arithmetic than those for training, with freely learned spectra too."""
+    gram = ConvolutionGram(torch.randn(6, 5, grid[0], grid[1] // 2 + 1, 2, dtype=dtype))
+    code = torch.randn(3, 6, 5, *grid, dtype=dtype).transpose(0, 1).contiguous().transpose(0, 1)  # strided
+    recorded = gram @ code.clone().requires_grad_()
+    for guard in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with guard():
+            plain = gram @ code
+        assert not plain.requires_grad
+        torch.testing.assert_close(plain, recorded.detach(), atol=1e-4 if dtype == torch.float32 else 1e-12, rtol=0)
+
+
+def test_gram_under_transforms_of_functions() -> None:
+    gram = ConvolutionGram(torch.randn(3, 2, 4, 3, 2, dtype=torch.float64))
+    code, tangent = torch.randn(2, 2, 3, 2, 4, 4, dtype=torch.float64)
+    expected = gram @ tangent  # linear: its own derivative
+    torch.testing.assert_close(torch.func.jvp(lambda a: gram @ a, (code,), (tangent,))[1], expected)
+    torch.testing.assert_close(torch.func.vjp(lambda a: gram @ a, code)[1](tangent)[0], expected)
+    batched = torch.func.vmap(lambda a: (gram @ a[None])[0])(tangent)
+    torch.testing.assert_close(batched, expected)
+    with forward_ad.dual_level():
+        dual = gram @ forward_ad.make_dual(code, tangent)
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected)
 
 
 def test_gram_is_that_of_the_templates() -> None:

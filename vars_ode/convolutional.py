@@ -29,8 +29,10 @@ class ConvolutionGram(NamedTuple):
 
     def __matmul__(self, code: Tensor) -> Tensor:
         """Codes (batch, channels, r, H, W) to the same."""
-        explained = synthesis(torch.view_as_complex(self.filters), to_spectrum(code))
-        return analysis(torch.view_as_complex(self.filters), explained, (code.shape[-2], code.shape[-1]))
+        filters = torch.view_as_complex(self.filters)
+        if fourier.can_project_in_place(filters, code):
+            return fourier.project_in_place(filters, code)
+        return analysis(filters, synthesis(filters, to_spectrum(code)), (code.shape[-2], code.shape[-1]))
 
     def resolvent(self, code: Tensor, rho: float) -> Tensor:
         """(G + rho I)^-1 a per frequency, by Woodbury's formula: (a - U (rho I + U^H U)^-1 U^H a) / rho, G = U U^H.

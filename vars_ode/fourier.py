@@ -8,6 +8,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 DENSE_LIMIT = 256  # tokens up to which two matrix products beat torch's FFT of many small maps, on a CPU
 
@@ -50,6 +51,65 @@ def _dense_transform(height: int, width: int, dtype: torch.dtype, device: torch.
         parts = torch.eye(2 * half[0] * half[1], dtype=torch.float64, device=device).view(-1, *half, 2)
         inverse = torch.fft.irfft2(torch.view_as_complex(parts), s=(height, width), norm="ortho").flatten(1)
         return forward.to(dtype), inverse.to(dtype)
+
+
+def can_project_in_place(filters: Tensor, code: Tensor) -> bool:
+    """Whether `project_in_place` serves these values: nothing asks for derivatives or batches them from outside."""
+    height, width = code.shape[-2:]
+    recorded = torch.is_grad_enabled() and (filters.requires_grad or code.requires_grad)
+    wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(values) for values in (filters, code))
+    dual = any(forward_ad.unpack_dual(values).tangent is not None for values in (filters, code))
+    return _is_dense(code, height * width) and height % 2 == 0 and not (recorded or wrapped or dual)
+
+
+@torch.no_grad()
+def project_in_place(filters: Tensor, code: Tensor) -> Tensor:
+    """A (A^H a) for spectra A (channels, r, H, W // 2 + 1) and maps a (batch, channels, r, H, W), without a graph.
+
+    The same as transforming, multiplying and transforming back, at two thirds of the time: rows n and n + H / 2 enter
+    the even frequencies by their sum and the odd ones by their difference, which halves the products, and the images
+    take turns in buffers that stay in the processor's cache.
+    """
+    channels, count, height, columns = filters.shape
+    width = code.shape[-1]
+    forward, inverse = _folded_transform(height, width, code.dtype, code.device)
+    filters = torch.cat([filters[..., 0::2, :], filters[..., 1::2, :]], -2)  # frequencies of one parity, then the other
+    adjoint = filters.conj().resolve_conj()
+    maps, half = channels * count, height * width // 2
+    folded = code.new_empty(2, maps, inverse.shape[-1])
+    parts = code.new_empty(maps, 2, forward.shape[-1])
+    spectrum = torch.view_as_complex(parts.view(channels, count, height, columns, 2))
+    explained = torch.empty_like(spectrum[:, :1])
+    result = torch.empty_like(code, memory_format=torch.contiguous_format)
+    for image, out in zip(code.contiguous(), result, strict=True):
+        top, bottom = image.view(maps, 2, half).unbind(1)
+        for parity, fold in enumerate((torch.add, torch.sub)):
+            halves = folded[parity, :, :half]
+            torch.mm(fold(top, bottom, out=halves), forward[parity], out=parts[:, parity])
+        torch.sum(spectrum.mul_(adjoint), 1, keepdim=True, out=explained)
+        torch.mul(filters, explained, out=spectrum)
+        for parity in range(2):
+            torch.mm(parts[:, parity], inverse[parity], out=folded[parity])
+        even, odd = folded[..., :half].unbind(0)
+        top, bottom = out.view(maps, 2, half).unbind(1)
+        torch.add(even, odd, out=top)
+        torch.sub(even, odd, out=bottom)
+    return result
+
+
+@functools.lru_cache(maxsize=32)
+def _folded_transform(height: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Per parity of the row frequency: (2, H W / 2, H (W // 2 + 1)) and back, the latter with columns of zeros appended.
+
+    The zeros round its width up to what processors multiply at once.
+    """
+    forward, inverse = _dense_transform(height, width, dtype, device)
+    half, rows = height * width // 2, (height, width // 2 + 1, 2)
+    with torch.inference_mode(False), torch.no_grad():
+        forward, inverse = forward[:half].unflatten(1, rows), inverse[:, :half].unflatten(0, rows)
+        to = torch.stack([forward[:, parity::2].flatten(1) for parity in range(2)])
+        back = torch.stack([inverse[parity::2].flatten(0, 2) for parity in range(2)])
+        return to, torch.nn.functional.pad(back, (0, -half % 16))
 
 
 def hermitian(spectrum: Tensor, grid: Grid) -> Tensor:

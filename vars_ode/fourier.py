@@ -99,7 +99,7 @@ def project_in_place(filters: Tensor, code: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 def _folded_transform(height: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Per parity of the row frequency: (2, H W / 2, H (W // 2 + 1)) and back, the latter with columns of zeros appended.
+    """Per parity of the row frequency: (2, H W / 2, H (W // 2 + 1)) and back, the latter with zero columns appended.
 
     The zeros round its width up to what processors multiply at once.
     """

@@ -72,11 +72,13 @@ def measure_solvers(model: nn.Module, data: TensorDataset, settings: Settings, t
             cost = _cost(twin, data)
         for condition, severity in settings.sweep_conditions:
             tick(label)
+            row: Row = {"condition": condition, "severity": severity, "accuracy": None}
             try:
-                (row,) = robustness.evaluate(twin, data, [condition], [severity or 1], batch_size=BATCH_SIZE)
+                (measured,) = robustness.evaluate(twin, data, [condition], [severity or 1], batch_size=BATCH_SIZE)
             except (RuntimeError, ValueError) as error:  # logits, or a later layer's input, that are not finite
                 warnings.warn(f"{label} on {condition}: {error}", solvers.SolverWarning, stacklevel=2)
-                row = {"condition": condition, "severity": severity, "accuracy": None}
+            else:
+                row.update(measured)
             yield {**row, "solver": label, **cost}
 
 

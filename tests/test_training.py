@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from timm.models import VisionTransformer
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from vars_ode import VARSAttention, no_weight_decay
 from vars_ode.training import DivergedError, Recipe, fit, flip_and_shift
 
 
@@ -77,6 +79,23 @@ def test_divergence_is_an_error_that_names_the_update() -> None:
         model[1].weight.fill_(float("inf"))
     with pytest.raises(DivergedError, match="update 0 of epoch 0"):
         fit(model, separable(), Recipe(epochs=1, batch_size=16))
+
+
+@pytest.mark.parametrize(("learned", "name"), [("factor", "factor"), ("dictionary", "mixing")])
+def test_weight_decay_leaves_matrices_that_mean_no_change_alone(learned: str, name: str) -> None:
+    attention = VARSAttention.configured(learned=learned, num_features=4)
+    model = VisionTransformer(
+        img_size=8, patch_size=4, in_chans=1, num_classes=2, embed_dim=8, depth=1, num_heads=2, attn_layer=attention
+    )
+    images = torch.zeros(8, 1, 8, 8)  # nothing to learn from: gradients are next to nothing, decay is what is left
+    recipe = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, weight_decay=300.0, warmup_epochs=0)
+    before = model.blocks[0].attn.qkv.weight.norm().item()
+    fit(model, TensorDataset(images, torch.zeros(8, dtype=torch.long)), recipe)
+    matrix = model.blocks[0].attn.learned.get_parameter(name)
+    assert (matrix - torch.eye(4)).abs().max() < 0.02
+    assert model.blocks[0].attn.qkv.weight.norm() < 0.8 * before
+    assert no_weight_decay(model) == {f"blocks.0.attn.learned.{name}"}
+    assert no_weight_decay(model.blocks[0].attn.learned) == {name}
 
 
 @pytest.mark.parametrize(

@@ -27,5 +27,6 @@ from vars_ode.fields import ReconstructionArgs as ReconstructionArgs  # noqa: E4
 from vars_ode.fields import energy as energy  # noqa: E402
 from vars_ode.fields import kkt_residual as kkt_residual  # noqa: E402
 from vars_ode.models import RobustVisionTransformer as RobustVisionTransformer  # noqa: E402
+from vars_ode.weight_decay import no_weight_decay as no_weight_decay  # noqa: E402
 
 __version__ = "0.1.0"

@@ -7,12 +7,13 @@ from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import solvers
+from vars_ode.weight_decay import no_weight_decay
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -26,8 +27,8 @@ class Recipe:
         batch_size: images per update; the last, smaller batch of an epoch is left out.
         learning_rate: peak, after the warm-up.
         warmup_epochs: linear warm-up from a hundredth of the peak; may be a fraction of an epoch.
-        weight_decay: decoupled; biases, norms and other vectors are exempt, as are what a model's `no_weight_decay()`
-            names.
+        weight_decay: decoupled; biases, norms and other vectors are exempt, as is what `vars_ode.no_weight_decay` and a
+            model's own `no_weight_decay()` name.
         label_smoothing: of the cross entropy.
         clip_grad: l2 norm that the gradient is clipped to.
     """
@@ -114,7 +115,7 @@ def fit(
         raise ValueError(f"{len(images)} images do not fill one batch of {recipe.batch_size}; lower batch_size")
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = _optimizer(model, recipe)
     scheduler = _schedule(optimizer, recipe, updates_per_epoch)
     history: list[Epoch] = []
     for epoch in range(recipe.epochs):
@@ -153,6 +154,14 @@ def _update(
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
     optimizer.step()
     return loss.item(), logits.detach()
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    own: Callable[[], set[str]] = getattr(model, "no_weight_decay", set)
+    groups = param_groups_weight_decay(
+        model, recipe.weight_decay, no_weight_decay_list=(*own(), *no_weight_decay(model))
+    )
+    return create_optimizer_v2(groups, opt="adamw", lr=recipe.learning_rate)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, updates_per_epoch: int):  # type: ignore[no-untyped-def]

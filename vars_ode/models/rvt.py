@@ -12,9 +12,7 @@ import solvers
 from vars_ode.convolutional import VARSConvAttention
 from vars_ode.models.attentions import AttentionChoice
 from vars_ode.models.blocks import Block, ConvStem, Downsample, Stage
-
-# Parameters that start at a value other than zero which means "no change", and filters that must not fade out.
-_NO_DECAY = ("factor", "mixing", "position_scale", "kernel", "output_kernel")
+from vars_ode.weight_decay import no_weight_decay
 
 
 class RobustVisionTransformer(nn.Module):
@@ -229,7 +227,7 @@ class RobustVisionTransformer(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay would pull away from their neutral value."""
-        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in _NO_DECAY}
+        return no_weight_decay(self)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

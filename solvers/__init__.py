@@ -23,11 +23,13 @@ from solvers.euler import Euler as Euler
 from solvers.exponential_euler import ExponentialEuler as ExponentialEuler
 from solvers.field import Field as Field
 from solvers.fixed_point import FixedPoint as FixedPoint
+from solvers.fixed_step import ExplicitRungeKutta as ExplicitRungeKutta
 from solvers.heun import Heun as Heun
 from solvers.integrate import solve as solve
 from solvers.midpoint import Midpoint as Midpoint
 from solvers.nesterov import Nesterov as Nesterov
 from solvers.registry import Registry as Registry
+from solvers.relaxation import RelaxationSolver as RelaxationSolver
 from solvers.rk4 import RK4 as RK4
 from solvers.scipy import Scipy as Scipy
 from solvers.solution import Solution as Solution

@@ -19,7 +19,7 @@ import solvers
 from vars_ode import LCA, ProximalFlow, StaticDynamic, VARSAttention, energy, kkt_residual
 
 every_dictionary = pytest.mark.parametrize("case", DICTIONARIES, ids=case_id)
-DYNAMIC, ORTHOGONAL, STATIC, SOFTMAX = DICTIONARIES
+DYNAMIC, ORTHOGONAL, STATIC, SOFTMAX, *_ = DICTIONARIES
 HEAD_DIM = DIM // HEADS
 LIMIT = {"sparsity": 0.0, "rate": 1.0, "initial": "zero", "t1": 1.0, "solver": "euler"}
 ACCURATE = solvers.Nesterov(max_steps=20_000, rtol=0.0, atol=1e-11)

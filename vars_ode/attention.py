@@ -279,9 +279,9 @@ class VARSAttention(Recurrence, nn.Module):
         return self.learned(problem, self._step_bound, self.sparsity)
 
     def _step_bound(self, gram: Tensor) -> Tensor:
+        _check_rate(self.rate)  # it is assignable
         if isinstance(self.rate, str):
             return RATES[self.rate](gram)
-        solvers.checks.positive_number("rate", self.rate)  # it is assignable
         return gram.new_full((), self.rate)
 
     def _is_single_step(self) -> bool:
@@ -345,11 +345,14 @@ def _check_problem(num_features: int | None, sparsity: float, threshold: str, dy
     check_threshold(threshold)
     if dynamics not in DYNAMICS:
         raise ValueError(f"unknown dynamics {dynamics!r}; choose one of {', '.join(DYNAMICS)}")
-    if isinstance(rate, str):
-        if rate not in RATES:
-            raise ValueError(f"unknown rate {rate!r}; choose one of {', '.join(RATES)}, or give a number")
-    else:
+    _check_rate(rate)
+
+
+def _check_rate(rate: float | str) -> None:
+    if not isinstance(rate, str):
         solvers.checks.positive_number("rate", rate)
+    elif rate not in RATES:
+        raise ValueError(f"unknown rate {rate!r}; choose one of {', '.join(RATES)}, or give a number")
 
 
 def _learned(

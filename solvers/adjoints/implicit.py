@@ -121,8 +121,8 @@ def _solve_transposed(adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tens
     missed = ~(error <= rtol)
     if bool(missed.any()):
         warnings.warn(
-            f"the linear system of the implicit gradient is solved to a relative residual of {float(error.max()):.1e}, "
-            f"not {rtol:.1e}, for {int(missed.sum())} of {len(error)} samples: raise max_steps or restart of Implicit, "
+            f"the linear system of the implicit gradient is solved to a relative residual of {float(error.max()):.3e}, "
+            f"not {rtol:.3e}, for {int(missed.sum())} of {len(error)} samples: raise max_steps or restart of Implicit, "
             "bring the state closer to rest, or look for an equilibrium that is not isolated",
             SolverWarning,
             stacklevel=2,

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1  # two busy processes of two threads each are many times slower than of one
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint docs notebooks format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,9 +26,20 @@ lint: $(VENV)/.ready  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs-ready  ## build the documentation site in docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+notebooks: $(VENV)/.ready  ## run the notebooks in examples/ and keep their outputs (options: make notebooks ARGS=quickstart)
+	$(BIN)/python examples/execute.py $(ARGS)
+
+$(VENV)/.docs-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --editable ".[docs]"
+	touch $@
+
 format: $(VENV)/.ready  ## rewrite in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and caches, not the results
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build docs/_build docs/examples *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

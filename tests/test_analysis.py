@@ -123,6 +123,11 @@ def test_divergence_is_a_row_and_no_crash() -> None:
         analysis.work_precision(InitialValueProblem(lambda t, y, args: y**3, torch.ones(1, 2)), solvers=("euler",))
 
 
+def test_figures_are_pictures_in_a_notebook() -> None:
+    found = analysis.order_of_convergence(lambda t, y, args: -y, torch.ones(1, 1), 1.0)
+    assert found.plot()._repr_png_()[1:4] == b"PNG"  # type: ignore[attr-defined]
+
+
 # --- trace ---------------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +156,13 @@ def test_trace_falls_to_rest() -> None:
     assert ((found.active_fraction >= 0) & (found.active_fraction <= 1)).all()
     assert (found.active_fraction[0] == 0).all()
     assert (found.active_fraction[-1] > 0).all()
+
+
+def test_a_longer_horizon_keeps_the_step_of_the_layers_solver() -> None:
+    found = analysis.trace(layer(t1=5.0, solver=solvers.Euler(num_steps=5)), tokens(), t1=40.0, spectral_points=2)
+    assert found.times.tolist() == list(range(41))
+    stretched = analysis.trace(lasso(), solver=solvers.Euler(num_steps=300), t1=300_000.0, spectral_points=2)
+    assert any(note.startswith("not finite: ") for note in stretched.notes)  # as asked for, and told
 
 
 def test_fields_without_energy_say_why() -> None:

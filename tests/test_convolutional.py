@@ -216,5 +216,5 @@ def test_initialization_decides_whether_codes_are_active(initialization: str) ->
 
 def test_benchmark_runs() -> None:
     rows = vars_s(batch=1, grid=(4, 4), channels=4, repeats=1)
-    assert [row.part for row in rows] == ["Gram", "three steps"]
+    assert [row.part for row in rows] == ["product per frequency", "Gram, with transforms", "three steps"]
     assert all(row.applied_ms > 0 and row.einsum_ms > 0 and row.matmul_ms > 0 for row in rows)

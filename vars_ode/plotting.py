@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +21,18 @@ DASHES = ("-", "--", "-.", ":")
 SMALL = 9
 
 
+class _NotebookFigure(Figure):
+    """Shown by Jupyter as a picture also where pyplot was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 def new_figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    """A figure without global state, on the Agg canvas; width and height in inches."""
+    figure = _NotebookFigure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

@@ -38,7 +38,8 @@ class Equilibrium:
         raise ValueError(
             f"no equilibrium was found for {int((~self.converged).sum())} of {len(self.converged)} samples: max |f| "
             f"stays at {float(self.residual.nan_to_num(math.inf).max()):.2g}. The field may have none (a learned "
-            'factor, the "gelu" threshold), or its rate is unstable. reference="trajectory" needs none'
+            'factor, the "gelu" threshold), its rate may be unstable, or its Gram so ill-conditioned that rest is out '
+            'of reach. reference="trajectory" needs none'
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 import solvers
 from vars_ode.analysis.foreground import Grid, boundary_foreground, check_grid, infer_grid
 from vars_ode.analysis.measurement import Measurement, Row, number
-from vars_ode.analysis.problems import check_layer, evaluating
+from vars_ode.analysis.problems import check_layer, evaluating, with_its_step
 from vars_ode.attention import VARSAttention
 from vars_ode.plotting import COLOURS, SMALL, new_figure, tidy
 
@@ -159,11 +158,7 @@ def _stepping(layer: VARSAttention, choice: str | solvers.Solver | None) -> solv
                 f"{solver} returns the equilibrium whatever the time; take a solver such as 'euler' or 'rk4'"
             )
         return solvers.Euler(dt=1.0)
-    options: Any = {field.name for field in dataclasses.fields(solver)}  # type: ignore[arg-type]
-    steps = getattr(solver, "num_steps", None)
-    if "num_steps" in options and steps and math.isfinite(layer.t1):
-        return solvers.get(solver, num_steps=None, dt=layer.t1 / steps)
-    return solver
+    return with_its_step(solver, layer.t1)
 
 
 def _check_times(times: Sequence[float]) -> tuple[float, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -96,6 +97,16 @@ class InitialValueProblem:
                 save_at=save_at,
                 until=until or self.until,
             )
+
+
+def with_its_step(choice: str | solvers.Solver, t1: float) -> solvers.Solver:
+    """The solver for other horizons than t1: one that cuts t1 into `num_steps` keeps the length of these steps."""
+    solver = solvers.get(choice)
+    options = {field.name for field in fields(solver)}  # type: ignore[arg-type]
+    steps = getattr(solver, "num_steps", None)
+    if {"num_steps", "dt"} <= options and steps and math.isfinite(t1):
+        return solvers.get(solver, num_steps=None, dt=t1 / steps)
+    return solver
 
 
 def pose(subject: nn.Module | InitialValueProblem, x: Tensor | None = None) -> InitialValueProblem:

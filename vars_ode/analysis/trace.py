@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import solvers
 from vars_ode.analysis.equilibrium import Equilibrium, find_equilibrium
 from vars_ode.analysis.measurement import Measurement, Row, number
-from vars_ode.analysis.problems import InitialValueProblem, per_problem, pose, relative_error
+from vars_ode.analysis.problems import InitialValueProblem, per_problem, pose, relative_error, with_its_step
 from vars_ode.analysis.spectrum import spectral_radius
 from vars_ode.fields import energy, kkt_residual
 from vars_ode.plotting import COLOURS, new_figure, plain_log_axis, tidy
@@ -34,7 +34,7 @@ class Trace(Measurement):
         distance: |a - a*|_2 / |a*|_2 to the equilibrium; None where none was found.
         spectral_radius: of T'(y), T(y) = y + f(y); NaN at states where it was not computed.
         energy_at_rest: E(a*), (batch, heads); None where either is missing.
-        notes: why what is None is None.
+        notes: why what is None is None, and whether the solve left the finite numbers.
     """
 
     times: Tensor
@@ -108,7 +108,8 @@ def trace(
     Args:
         subject: a VARS layer, or an `InitialValueProblem`.
         x: the layer's input, (batch, tokens, dim).
-        solver, t1: the layer's own by default.
+        solver: the layer's own by default, with the step that it has over the layer's own horizon.
+        t1: the horizon, the layer's own by default.
         times: when to look; at every step by default, or at 21 times for solvers whose samples step by themselves.
         power_iterations: vector-Jacobian products per spectral radius; 0 computes none.
         spectral_points: at how many of the states, evenly spaced, to compute it.
@@ -116,14 +117,15 @@ def trace(
     """
     problem = pose(subject, x)
     horizon = problem.t1 if t1 is None else t1
-    solution = problem.solve(solver, horizon, times if times is not None else "steps")
+    chosen = solvers.get(solver) if solver is not None else with_its_step(problem.solver, problem.t1)
+    solution = problem.solve(chosen, horizon, times if times is not None else "steps")
     if solution.ts.ndim > 1:  # every sample has times of its own
-        solution = problem.solve(solver, horizon, torch.linspace(0, horizon, 21).tolist())
+        solution = problem.solve(chosen, horizon, torch.linspace(0, horizon, 21).tolist())
     exact = problem.to(torch.float64)
     states = solution.ys.double()
     codes = [exact.code(state) for state in states]
     rest = rest or find_equilibrium(problem)
-    no_energy, no_rest = problem.why_no_energy(), _why_no_rest(rest)
+    no_energy, no_rest, broken = problem.why_no_energy(), _why_no_rest(rest), _why_not_finite(solution)
     return Trace(
         times=solution.ts.double().cpu(),
         energy=None if no_energy else _along(energy, codes, exact),
@@ -133,7 +135,7 @@ def trace(
         distance=None if no_rest else torch.stack([relative_error(code, rest.code) for code in codes]).cpu(),
         spectral_radius=_spectra(exact, states, power_iterations, spectral_points).cpu(),
         energy_at_rest=None if no_energy or no_rest else _along(energy, [rest.code], exact)[0],
-        notes=tuple(note for note in (no_energy, no_rest) if note),
+        notes=tuple(note for note in (no_energy, no_rest, broken) if note),
     )
 
 
@@ -170,6 +172,13 @@ def _why_no_rest(rest: Equilibrium) -> str | None:
     count, worst = int((~rest.converged).sum()), float(rest.residual.nan_to_num(float("inf")).max())
     return (
         f"no equilibrium: {count} of {len(rest.converged)} samples did not come to rest, max |f| stays at {worst:.2g}"
+    )
+
+
+def _why_not_finite(solution: solvers.Solution) -> str | None:
+    count = int((solution.status == solvers.Status.NONFINITE).sum())
+    return (
+        f"not finite: {count} of {len(solution.status)} samples, {solvers.Status.NONFINITE.advice}" if count else None
     )
 
 

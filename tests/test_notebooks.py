@@ -1,0 +1,207 @@
+"""The example notebooks: each runs in a real kernel at a reduced size, and what is committed is clean.
+
+The first code cell of a notebook is tagged "parameters" and assigns upper-case sizes. A row in `REDUCED` says what
+they become here. A notebook whose parameters have a `STUDY`, the folder of a finished demo, gets a tiny one.
+"""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+from vars_ode.demo.settings import Settings
+from vars_ode.demo.study import run_study
+from vars_ode.training import Recipe
+
+REDUCED: dict[str, dict[str, object]] = {
+    "adjoint_memory": {
+        "MEMORY_STEPS": (5, 20),
+        "HORIZONS": (5.0,),
+        "MODEL_HORIZONS": (5.0,),
+        "SHORT": 2.0,
+        "LONG": 4.0,
+        "BATCH_SIZE": 10,
+        "TRAIN_IMAGES": 20,
+        "TEST_IMAGES": 20,
+        "EPOCHS": 1,
+    },
+    "attractors": {
+        "SEEDS": (0,),
+        "EPOCHS": 1,
+        "TRAIN_IMAGES": 100,
+        "TEST_IMAGES": 20,
+        "MAP_IMAGES": 4,
+        "STARTS": 2,
+        "SCENE_STEPS": 200,
+    },
+    "convergence": {
+        "TRAIN_IMAGES": 200,
+        "IMAGES": 1,
+        "ORDER_STEPS": (8, 16),
+        "REFERENCE_STEPS": 256,
+        "LONG_REFERENCE_STEPS": 400,
+        "LONG_STEPS": (50, 100),
+        "TOLERANCES": (1e-2, 1e-3),
+        "ITERATIONS": (5, 50),
+    },
+    "quickstart": {"TRAIN_IMAGES": 200, "TEST_IMAGES": 100, "EPOCHS": 1},
+    "robustness": {"ATTACK_IMAGES": 20, "ATTACK_EPS": (0, 8)},
+    "self_attention_limit": {
+        "FEATURES": (16, 64),
+        "DRAWS": 2,
+        "TRAIN_IMAGES": 200,
+        "TEST_IMAGES": 100,
+        "EPOCHS": 1,
+        "HORIZONS": (1, 2),
+    },
+}
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NOTEBOOKS = sorted(path.stem for path in EXAMPLES.glob("*.ipynb"))
+SECONDS = 60
+MEGABYTES = 2
+MACHINE = re.compile(r"(?<![\w.>])/[a-z]+/\w|/Users/|[A-Z]:\\|\bat 0x[0-9a-f]+")  # absolute paths and addresses
+PRINTS = re.compile(r"\b(print|display)\(|\.plot\(")
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("examples_execute", EXAMPLES / "execute.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = _script()
+
+
+def read(name: str) -> NotebookNode:
+    return nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def parameters(notebook: NotebookNode) -> dict[str, object]:
+    """What the parameters cell assigns; fails where it holds anything but plain upper-case assignments."""
+    cell = code_cells(notebook)[0]
+    assert cell.metadata.get("tags") == ["parameters"], "the first code cell must be tagged 'parameters'"
+    found = {}
+    for statement in ast.parse(cell.source).body:
+        assert isinstance(statement, ast.Assign), f"not a plain assignment: {ast.unparse(statement)}"
+        (target,) = statement.targets
+        assert isinstance(target, ast.Name)
+        assert target.id.isupper(), f"{target.id} is a parameter and not in upper case"
+        found[target.id] = ast.literal_eval(statement.value)
+    return found
+
+
+def with_values(notebook: NotebookNode, values: dict[str, object]) -> NotebookNode:
+    """The notebook with a cell after its parameters that assigns other values."""
+    place = notebook.cells.index(code_cells(notebook)[0]) + 1
+    source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    notebook.cells.insert(place, nbformat.v4.new_code_cell(source))
+    return notebook
+
+
+def texts(notebook: NotebookNode) -> list[str]:
+    """Everything in the outputs that a reader reads."""
+    found = []
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            data: dict[str, Any] = output.get("data", {})
+            found += [output.get("text", ""), *(text for kind, text in data.items() if kind.startswith("text/"))]
+    return found
+
+
+def shows_something(source: str) -> bool:
+    """Whether a cell prints or draws itself; functions that it defines may do so later."""
+    return any(
+        PRINTS.search(ast.unparse(statement))
+        for statement in ast.parse(source).body
+        if not isinstance(statement, ast.FunctionDef | ast.ClassDef)
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished demo of two twins, tiny in every respect."""
+    settings = Settings(
+        recipe=Recipe(epochs=1, batch_size=20),
+        train_images=40,
+        test_images=20,
+        severities=(1, 2),
+        corruptions=("gaussian_noise", "contrast"),
+        sweep=("single-step", "euler-5", "nesterov"),
+        sweep_conditions=(("clean", 0), ("contrast", 1)),
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        num_features=4,
+    )
+    folder = tmp_path_factory.mktemp("study") / "demo"
+    _, failures = run_study(folder, settings, ("softmax", "vars-sd-dictionary"), seeds=1, workers=1)
+    assert failures == []
+    return folder
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_runs_at_a_reduced_size(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    notebook = read(name)
+    values = dict(REDUCED[name])
+    if "STUDY" in parameters(notebook):
+        values["STUDY"] = str(request.getfixturevalue("study"))
+    for variable, value in script.ENVIRONMENT.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's default is to draw into the notebook
+    script.execute(with_values(notebook, values), tmp_path, SECONDS)
+
+
+def test_every_notebook_has_a_row_of_names_that_it_assigns() -> None:
+    assert sorted(REDUCED) == NOTEBOOKS
+    for name, values in REDUCED.items():
+        assert values.keys() <= parameters(read(name)).keys(), name
+
+
+def test_a_notebook_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time; time.sleep(60)")])
+    with pytest.raises(TimeoutError):
+        script.execute(notebook, tmp_path, seconds=1)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_was_run_from_top_to_bottom(name: str) -> None:
+    cells = code_cells(read(name))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert [cell.source for cell in cells if shows_something(cell.source) and not cell.outputs] == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_outputs_hold_no_errors_warnings_or_traces_of_a_machine(name: str) -> None:
+    notebook = read(name)
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    assert [output for output in outputs if output.output_type == "error"] == []
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []
+    assert [text for text in texts(notebook) if MACHINE.search(text)] == []
+    pictures = [output for output in outputs if "Figure" in output.get("data", {}).get("text/plain", "")]
+    assert [picture for picture in pictures if "image/png" not in picture.data] == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_file_is_small_and_holds_nothing_of_the_run_but_its_outputs(name: str) -> None:
+    assert (EXAMPLES / f"{name}.ipynb").stat().st_size < MEGABYTES * 1e6
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    cleaned = script.clean(read(name))
+    assert notebook == cleaned

@@ -5,6 +5,7 @@ they become here. A notebook whose parameters have a `STUDY`, the folder of a fi
 """
 
 import ast
+import base64
 import importlib.util
 import re
 from pathlib import Path
@@ -195,6 +196,12 @@ def test_outputs_hold_no_errors_warnings_or_traces_of_a_machine(name: str) -> No
     assert [text for text in texts(notebook) if MACHINE.search(text)] == []
     pictures = [output for output in outputs if "Figure" in output.get("data", {}).get("text/plain", "")]
     assert [picture for picture in pictures if "image/png" not in picture.data] == []
+
+
+def test_picture_of_the_readme_is_that_of_the_notebook() -> None:
+    outputs = [output for cell in code_cells(read("attractors")) for output in cell.outputs]
+    pictures = [base64.b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
+    assert (EXAMPLES.parent / "docs" / "static" / "grouping.png").read_bytes() == pictures[0]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -200,7 +200,9 @@ def test_outputs_hold_no_errors_warnings_or_traces_of_a_machine(name: str) -> No
 
 def test_picture_of_the_readme_is_that_of_the_notebook() -> None:
     outputs = [output for cell in code_cells(read("attractors")) for output in cell.outputs]
-    pictures = [base64.b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
+    pictures = [
+        base64.b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})
+    ]
     assert (EXAMPLES.parent / "docs" / "static" / "grouping.png").read_bytes() == pictures[0]
 
 

@@ -1,35 +1,101 @@
-"""The Python blocks of the README and the docs run as they stand."""
+"""The Python blocks of the README and the docs run as they stand, and their commands exist."""
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import solvers.catalogue
 import vars_ode
+from vars_ode.cli import app
 
 ROOT = Path(__file__).parent.parent
+PAGES = {
+    page.name: page.read_text(encoding="utf-8")
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+
+
+def fenced(language: str, page: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
 BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{number}")
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+    pytest.param(block, id=f"{name}-{number}")
+    for name, page in PAGES.items()
+    for number, block in enumerate(fenced("python", page))
 ]
+COMMANDS = sorted(
+    {
+        command.partition("  #")[0].strip()
+        for page in PAGES.values()
+        for command in re.findall(r"^(?:\$ |    (?=make |vars-ode ))(.+)$", page, re.MULTILINE)
+    }
+)
 
 
 def test_there_are_blocks() -> None:
     assert len(BLOCKS) >= 3
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # some write files
-    for registry in (solvers.catalogue._registry, vars_ode.dictionaries._registry):  # some register their own
+@pytest.fixture
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks may write files and register what they define."""
+    monkeypatch.chdir(tmp_path)
+    for registry in (solvers.catalogue._registry, vars_ode.dictionaries._registry):
         for names in ("_classes", "_aliases"):
             monkeypatch.setattr(registry, names, dict(getattr(registry, names)))
+
+
+@pytest.mark.usefixtures("isolated")
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_runs(block: str) -> None:
     if '"checkpoint.pth"' in block:  # the reader's own
         recorded = load_file(ROOT / "tests" / "parity" / "lista_vars_d_a.safetensors")
         state = {key.removeprefix("state."): value for key, value in recorded.items() if key.startswith("state.")}
         torch.save({"model": state}, "checkpoint.pth")
     exec(compile(block, "block", "exec"), {})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_exists(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert [a for a in arguments if "=" not in a and a not in targets] == []
+    elif program == "vars-ode":
+        monkeypatch.chdir(tmp_path)
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+    elif program == "python":
+        assert arguments[:2] == ["-m", "pytest"]
+        assert [a for a in arguments if a.startswith("tests") and not (ROOT / a).exists()] == []
+    else:
+        assert command == "pip install -e ."  # what make does as well
+
+
+@pytest.mark.usefixtures("isolated")
+def test_rows_of_the_page_on_extending_are_conformance_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "solvers"))
+    page, defined = PAGES["extending.md"], {}
+    for block in fenced("python", page):
+        exec(compile(block, "block", "exec"), defined)
+    for name in ("SSPRK3", "HeavyBall"):
+        monkeypatch.setattr(solvers, name, defined[name], raising=False)  # where the page supposes them
+    solver_rows, dictionary_rows = fenced("text", page)
+    cases = eval(f"[{solver_rows}]", {**vars(importlib.import_module("solver_cases")), "solvers": solvers})
+    assert [(case.name, case.solver.__class__) for case in cases] == [
+        ("ssprk3", defined["SSPRK3"]),
+        ("heavy_ball", defined["HeavyBall"]),
+    ]
+    (case,) = eval(f"[{dictionary_rows}]", {**defined, **vars(importlib.import_module("core_cases"))})
+    assert case.layer().dictionary.__class__ is defined["RectifiedTemplates"]
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 8

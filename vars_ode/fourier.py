@@ -56,10 +56,12 @@ def _dense_transform(height: int, width: int, dtype: torch.dtype, device: torch.
 def can_project_in_place(filters: Tensor, code: Tensor) -> bool:
     """Whether `project_in_place` serves these values: nothing asks for derivatives or batches them from outside."""
     height, width = code.shape[-2:]
+    if height % 2 or not _is_dense(code, height * width):
+        return False
     recorded = torch.is_grad_enabled() and (filters.requires_grad or code.requires_grad)
     wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(values) for values in (filters, code))
     dual = any(forward_ad.unpack_dual(values).tangent is not None for values in (filters, code))
-    return _is_dense(code, height * width) and height % 2 == 0 and not (recorded or wrapped or dual)
+    return not (recorded or wrapped or dual)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from demo_cases import TINY
 from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
@@ -22,24 +23,9 @@ from vars_ode.cli import app
 from vars_ode.data import fashion_mnist
 from vars_ode.demo import study
 from vars_ode.demo.measure import measure_solvers
-from vars_ode.demo.settings import Settings
 from vars_ode.demo.study import COLUMNS, FolderError, Job, run_study
 from vars_ode.demo.twins import ATTENTIONS, build_twin, parse_solver, vars_layers, with_solver
 from vars_ode.training import Recipe
-
-TINY = Settings(
-    recipe=Recipe(epochs=1, batch_size=20),
-    train_images=40,
-    test_images=20,
-    severities=(1,),
-    corruptions=("contrast",),
-    sweep=("single-step", "euler-5", "nesterov"),
-    sweep_conditions=(("clean", 0), ("contrast", 1)),
-    embed_dim=16,
-    depth=1,
-    num_heads=2,
-    num_features=4,
-)
 
 
 @pytest.fixture(scope="module")

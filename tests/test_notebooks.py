@@ -8,17 +8,17 @@ import ast
 import base64
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import nbformat
 import pytest
+from demo_cases import TINY
 from nbformat import NotebookNode
 
-from vars_ode.demo.settings import Settings
 from vars_ode.demo.study import run_study
-from vars_ode.training import Recipe
 
 REDUCED: dict[str, dict[str, object]] = {
     "adjoint_memory": {
@@ -135,19 +135,7 @@ def shows_something(source: str) -> bool:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished demo of two twins, tiny in every respect."""
-    settings = Settings(
-        recipe=Recipe(epochs=1, batch_size=20),
-        train_images=40,
-        test_images=20,
-        severities=(1, 2),
-        corruptions=("gaussian_noise", "contrast"),
-        sweep=("single-step", "euler-5", "nesterov"),
-        sweep_conditions=(("clean", 0), ("contrast", 1)),
-        embed_dim=16,
-        depth=1,
-        num_heads=2,
-        num_features=4,
-    )
+    settings = replace(TINY, severities=(1, 2), corruptions=("gaussian_noise", "contrast"))
     folder = tmp_path_factory.mktemp("study") / "demo"
     _, failures = run_study(folder, settings, ("softmax", "vars-sd-dictionary"), seeds=1, workers=1)
     assert failures == []

@@ -68,9 +68,9 @@ def can_project_in_place(filters: Tensor, code: Tensor) -> bool:
 def project_in_place(filters: Tensor, code: Tensor) -> Tensor:
     """A (A^H a) for spectra A (channels, r, H, W // 2 + 1) and maps a (batch, channels, r, H, W), without a graph.
 
-    The same as transforming, multiplying and transforming back, at two thirds of the time: rows n and n + H / 2 enter
-    the even frequencies by their sum and the odd ones by their difference, which halves the products, and the images
-    take turns in buffers that stay in the processor's cache.
+    The same as transforming, multiplying and transforming back, but faster: rows n and n + H / 2 enter the even
+    frequencies by their sum and the odd ones by their difference, which halves the products, and the images take turns
+    in buffers that stay in the processor's cache.
     """
     channels, count, height, columns = filters.shape
     width = code.shape[-1]

@@ -1,0 +1,18 @@
+"""What the tests of the demo and of what reads its results share."""
+
+from vars_ode.demo.settings import Settings
+from vars_ode.training import Recipe
+
+TINY = Settings(  # a study of seconds
+    recipe=Recipe(epochs=1, batch_size=20),
+    train_images=40,
+    test_images=20,
+    severities=(1,),
+    corruptions=("contrast",),
+    sweep=("single-step", "euler-5", "nesterov"),
+    sweep_conditions=(("clean", 0), ("contrast", 1)),
+    embed_dim=16,
+    depth=1,
+    num_heads=2,
+    num_features=4,
+)

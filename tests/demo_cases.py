@@ -1,6 +1,6 @@
 """What the tests of the demo and of what reads its results share."""
 
-from vars_ode.demo.settings import Settings
+from vars_ode.study.plan import Settings
 from vars_ode.training import Recipe
 
 TINY = Settings(  # a study of seconds

@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from vars_ode import analysis
-from vars_ode.analysis import study
-from vars_ode.analysis.study.run import MARKER, prepare
+from vars_ode import analysis, building
+from vars_ode.analysis import convergence
+from vars_ode.analysis.convergence import MARKER, prepare
 from vars_ode.cli import app
-from vars_ode.demo.settings import Settings
-from vars_ode.demo.twins import build_twin
+from vars_ode.models.layers import build_twin
+from vars_ode.study.plan import Settings
 
 STEMS = (
     "convergence",
@@ -83,14 +83,14 @@ def test_a_second_run_replaces_the_first(finished: Path) -> None:
 
 
 def test_a_field_without_energy_is_told(tmp_path: Path) -> None:
-    subject = study.build_subject("vars-d", None, None, None, 1, 0)
+    subject = building.build_subject("vars-d", None, None, None, 1, 0)
     for layer, _ in analysis.layer_inputs(subject.model, subject.inputs).values():
         with torch.no_grad():
             layer.learned.factor.mul_(3.0)  # type: ignore[union-attr, operator]
     facts = {"model": "vars-d", "input": "a picture"}
-    page = study.run_convergence(tmp_path / "out", subject, ("nesterov", "douglas_rachford"), None, facts).read_text(
-        encoding="utf-8"
-    )
+    page = convergence.run_convergence(
+        tmp_path / "out", subject, ("nesterov", "douglas_rachford"), None, facts
+    ).read_text(encoding="utf-8")
     assert "No energy" in page
     assert "none of the solvers is one of fixed step" in page
     assert (tmp_path / "out" / "trace.png").is_file()
@@ -103,7 +103,7 @@ def test_weights_and_picture_of_the_user(tmp_path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in twin.state_dict().items()}, weights)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(picture)
     for name in ("vars-sd-dictionary", None):
-        subject = study.build_subject(name, None, weights, picture, 3, 0)
+        subject = building.build_subject(name, None, weights, picture, 3, 0)
         assert subject.inputs.shape == (1, 1, 28, 28)
         assert subject.weights == "weights of model.safetensors"
         for key, tensor in twin.state_dict().items():
@@ -111,7 +111,7 @@ def test_weights_and_picture_of_the_user(tmp_path: Path) -> None:
 
 
 def test_a_timm_model_gets_its_attention_and_its_format() -> None:
-    subject = study.build_subject("vit_tiny_patch16_224", "vars_softmax", None, None, 1, 0)
+    subject = building.build_subject("vit_tiny_patch16_224", "vars_softmax", None, None, 1, 0)
     assert subject.inputs.shape == (1, 3, 224, 224)
     assert subject.pictures.min() >= 0
     assert subject.inputs.min() == -1
@@ -120,7 +120,7 @@ def test_a_timm_model_gets_its_attention_and_its_format() -> None:
 
 
 def test_a_robust_transformer_gets_its_attention() -> None:
-    subject = study.build_subject("rvt_tiny", "vars_d", None, None, 1, 0)
+    subject = building.build_subject("rvt_tiny", "vars_d", None, None, 1, 0)
     assert len(analysis.layer_inputs(subject.model, subject.inputs)) == 12
 
 

@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 import solvers
 from vars_ode.cli import app
 from vars_ode.data import fashion_mnist
-from vars_ode.demo import study
-from vars_ode.demo.measure import measure_solvers
-from vars_ode.demo.study import COLUMNS, FolderError, Job, run_study
-from vars_ode.demo.twins import ATTENTIONS, build_twin, parse_solver, vars_layers, with_solver
+from vars_ode.models.layers import ATTENTIONS, build_twin, parse_solver, vars_layers, with_solver
+from vars_ode.study import run as study
+from vars_ode.study.measure import measure_solvers
+from vars_ode.study.run import COLUMNS, FolderError, Job, run_study
 from vars_ode.training import Recipe
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vars_ode.demo.report import write_report
-from vars_ode.demo.results import Results, Spread, read_results
-from vars_ode.demo.statements import DASH, percent, short_answer, solver_statements, twin_statements, verdict
+from vars_ode.report.statements import DASH, percent, short_answer, solver_statements, twin_statements, verdict
+from vars_ode.report.study import write_report
+from vars_ode.study.records import Results, Spread, read_results
 
 CORRUPTIONS = ("gaussian_noise", "motion_blur", "contrast")
 SOLVERS = {"single-step": 1, "euler-2": 2, "euler-5": 5, "euler-20": 20, "rk4-5": 20, "nesterov": 20}
@@ -174,7 +174,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the text alone: drawing takes seconds."""
-    monkeypatch.setattr("vars_ode.demo.report.draw_plots", lambda results, folder: [])
+    monkeypatch.setattr("vars_ode.report.study.draw_plots", lambda results, folder: [])
 
 
 # --- the whole report ------------------------------------------------------------------------------------------------

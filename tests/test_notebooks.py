@@ -18,7 +18,7 @@ import pytest
 from demo_cases import TINY
 from nbformat import NotebookNode
 
-from vars_ode.demo.study import run_study
+from vars_ode.study.run import run_study
 
 REDUCED: dict[str, dict[str, object]] = {
     "adjoint_memory": {

@@ -15,10 +15,10 @@ from solvers.adjoints import Adjoint
 from vars_ode import dictionaries
 from vars_ode.dictionaries import Dictionary, ReadOut, Shape
 from vars_ode.fields import DYNAMICS, AnyArgs, ReconstructionArgs, check_threshold, energy, kkt_residual
+from vars_ode.layer import Recurrence
 from vars_ode.learned import LearnedDictionary, LearnedFactor, NotLearned
 from vars_ode.masks import split_mask
 from vars_ode.rates import RATES
-from vars_ode.recurrence import Recurrence
 
 
 class VARSAttention(Recurrence, nn.Module):

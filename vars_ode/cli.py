@@ -55,9 +55,9 @@ def demo(
 
     Writes results.csv, results.json, weights, plots and report.html into the results folder.
     """
-    from vars_ode.demo import settings as presets
-    from vars_ode.demo.study import run_study
-    from vars_ode.demo.twins import DEFAULT_ATTENTIONS
+    from vars_ode.models.layers import DEFAULT_ATTENTIONS
+    from vars_ode.study import plan as presets
+    from vars_ode.study.run import run_study
 
     default = presets.QUICK if quick else presets.Settings()
     folder = out or Path("runs/demo-quick" if quick else "runs/demo")
@@ -116,19 +116,20 @@ def convergence(
     """
     import torch
 
-    from vars_ode.analysis import study
+    from vars_ode import building
+    from vars_ode.analysis.convergence import check_solvers, run_convergence
 
     torch.set_num_threads(1)
     try:
-        names = study.check_solvers([name.strip() for name in solvers.split(",")])
-        subject = study.build_subject(model, attention, checkpoint, image, images, seed)
+        names = check_solvers([name.strip() for name in solvers.split(",")])
+        subject = building.build_subject(model, attention, checkpoint, image, images, seed)
         facts = {
             "command": _command(),
             "model": subject.name,
             "input": str(image) if image else f"{len(subject.inputs)} embedded Fashion-MNIST test images",
             "seed": seed,
         }
-        page = study.run_convergence(out, subject, names, layer, facts)
+        page = run_convergence(out, subject, names, layer, facts)
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. What is in {out} is incomplete; the same command starts anew.", err=True)
         raise typer.Exit(130) from None

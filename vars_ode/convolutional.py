@@ -12,7 +12,7 @@ from solvers.adjoints import Adjoint
 from vars_ode import fourier
 from vars_ode.fields import DYNAMICS, ReconstructionArgs, energy, kkt_residual
 from vars_ode.fourier import Grid, to_maps, to_spectrum
-from vars_ode.recurrence import Recurrence
+from vars_ode.layer import Recurrence
 
 REVISIONS = ("corrected", "paper")
 INITIALIZATIONS = ("active", "authors")

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import solvers as _solvers
 from solvers import Status
-from vars_ode.analysis.cost import cost_of
 from vars_ode.analysis.equilibrium import find_equilibrium
 from vars_ode.analysis.measurement import Measurement, Row, number
 from vars_ode.analysis.order import reference_state
 from vars_ode.analysis.problems import InitialValueProblem, pose, relative_error
+from vars_ode.measuring import cost_of
 from vars_ode.plotting import COLOURS, DASHES, MARKERS, literal, new_figure, tidy
 
 Reference = Literal["trajectory", "equilibrium"]

@@ -16,8 +16,8 @@ import solvers
 import vars_ode.models  # noqa: F401  (registers the robust vision transformers with timm)
 from vars_ode.analysis.problems import layer_inputs
 from vars_ode.data import fashion_mnist
-from vars_ode.demo.settings import Settings
-from vars_ode.demo.twins import ATTENTIONS, build_twin
+from vars_ode.models.layers import ATTENTIONS, build_twin
+from vars_ode.study.plan import Settings
 from vars_ode.timm_registration import NAMES
 
 DEFAULT_MODEL = "vars-sd-dictionary"

@@ -17,9 +17,9 @@ from torch.utils.data import TensorDataset
 import solvers
 from vars_ode import robustness
 from vars_ode.attention import VARSAttention
-from vars_ode.demo.settings import Settings
-from vars_ode.demo.twins import EXACT, vars_layers, with_solver
 from vars_ode.fields import ReconstructionArgs, energy
+from vars_ode.models.layers import EXACT, vars_layers, with_solver
+from vars_ode.study.plan import Settings
 
 BATCH_SIZE = 125
 PROBE_IMAGES = 50  # for evaluations and times, which hardly differ between images

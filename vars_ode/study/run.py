@@ -23,11 +23,11 @@ from torch.utils.data import TensorDataset
 
 import solvers
 from vars_ode.data import fashion_mnist
-from vars_ode.demo.measure import measure_robustness, measure_solvers, measure_traces
-from vars_ode.demo.progress import Event, Progress, reporter
-from vars_ode.demo.report import write_report
-from vars_ode.demo.settings import Settings
-from vars_ode.demo.twins import EXACT, build_twin, vars_layers
+from vars_ode.models.layers import EXACT, build_twin, vars_layers
+from vars_ode.report.study import write_report
+from vars_ode.study.measure import measure_robustness, measure_solvers, measure_traces
+from vars_ode.study.plan import Settings
+from vars_ode.study.progress import Event, Progress, reporter
 from vars_ode.training import fit, flip_and_shift
 
 COLUMNS = ("attention", "seed", "solver", "condition", "severity", "accuracy", "evaluations", "milliseconds")

@@ -12,8 +12,8 @@ from torch import nn
 
 import solvers
 from vars_ode.attention import VARSAttention
-from vars_ode.demo.settings import Settings
 from vars_ode.dictionaries import StaticDynamic
+from vars_ode.study.plan import Settings
 
 SINGLE_STEP = "single-step"
 EXACT = "exact"  # the label of softmax attention, which has no solver

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from vars_ode.demo.plot_style import Look, Plot, legend_above, looks
-from vars_ode.demo.plots_solvers import accuracy_by_cost
-from vars_ode.demo.plots_traces import attention_maps, energy_and_residual
-from vars_ode.demo.results import CLEAN, Cell, Results, Spread, readable
 from vars_ode.plotting import SMALL, literal, new_figure, tidy
+from vars_ode.report.plot_style import Look, Plot, legend_above, looks
+from vars_ode.report.plots_solvers import accuracy_by_cost
+from vars_ode.report.plots_traces import attention_maps, energy_and_residual
+from vars_ode.study.records import CLEAN, Cell, Results, Spread, readable
 
 
 def draw_plots(results: Results, folder: Path) -> list[tuple[Plot, Path | None]]:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from vars_ode.demo.plot_style import Look, Plot, looks
-from vars_ode.demo.results import BASELINE, CLEAN, Cell, Results, SolverPoint, readable
 from vars_ode.plotting import SMALL, literal, log_cost_axis, new_figure, place_labels, tidy
+from vars_ode.report.plot_style import Look, Plot, looks
+from vars_ode.study.records import BASELINE, CLEAN, Cell, Results, SolverPoint, readable
 
 
 def accuracy_by_cost(results: Results) -> Plot:

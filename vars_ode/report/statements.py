@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vars_ode.demo.results import BASELINE, CLEAN, Results, SolverPoint, Spread
+from vars_ode.study.records import BASELINE, CLEAN, Results, SolverPoint, Spread
 
 DASH = "\N{EN DASH}"  # stands for "not measured"
 NUM_CLASSES = 10  # Fashion-MNIST

@@ -22,11 +22,11 @@ from vars_ode.analysis.measurement import Measurement
 from vars_ode.analysis.order import Convergences, order_of_convergence, reference_state
 from vars_ode.analysis.problems import InitialValueProblem, Layer, layer_inputs, pose
 from vars_ode.analysis.single_step import single_step_gap
-from vars_ode.analysis.study.report import Piece, write_page
-from vars_ode.analysis.study.subjects import Subject
 from vars_ode.analysis.trace import trace
 from vars_ode.analysis.work_precision import Point, Reference, WorkPrecision, work_precision
 from vars_ode.attention import VARSAttention
+from vars_ode.building import Subject
+from vars_ode.report.convergence import Piece, write_page
 
 MARKER = "convergence.json"
 PAGE = "index.html"

@@ -6,11 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vars_ode.demo import page
-from vars_ode.demo.plot_style import Plot
-from vars_ode.demo.plots import draw_plots
-from vars_ode.demo.results import BASELINE, Results, SolverPoint, Spread, number, read_results, readable
-from vars_ode.demo.statements import (
+from vars_ode.report import page
+from vars_ode.report.plot_style import Plot
+from vars_ode.report.plots import draw_plots
+from vars_ode.report.statements import (
     DASH,
     chance,
     listing,
@@ -24,6 +23,7 @@ from vars_ode.demo.statements import (
     train_seconds,
     twin_statements,
 )
+from vars_ode.study.records import BASELINE, Results, SolverPoint, Spread, number, read_results, readable
 
 TITLE = "Attention as sparse reconstruction: twin vision transformers compared"
 

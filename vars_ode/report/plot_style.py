@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vars_ode.demo.results import BASELINE
 from vars_ode.plotting import COLOURS, DASHES, MARKERS, literal
+from vars_ode.study.records import BASELINE
 
 
 @dataclass(frozen=True)

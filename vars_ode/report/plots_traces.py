@@ -11,9 +11,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from vars_ode.demo.plot_style import Plot
-from vars_ode.demo.results import BASELINE, Results
 from vars_ode.plotting import DASHES, MARKERS, SMALL, literal, new_figure, tidy
+from vars_ode.report.plot_style import Plot
+from vars_ode.study.records import BASELINE, Results
 
 Trace = dict[str, np.ndarray]
 MAX_IMAGES = 3

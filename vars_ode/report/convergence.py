@@ -14,7 +14,7 @@ from vars_ode.analysis.order import Convergences
 from vars_ode.analysis.single_step import SingleStepGap
 from vars_ode.analysis.trace import Trace
 from vars_ode.analysis.work_precision import WorkPrecision
-from vars_ode.demo import page
+from vars_ode.report import page
 
 TITLE = "How the solve of a VARS layer converges"
 

@@ -7,6 +7,7 @@
 
 from solvers import adjoints as adjoints
 from solvers import checks as checks
+from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
 from solvers.adjoints import Checkpointed as Checkpointed
 from solvers.adjoints import Continuous as Continuous
 from solvers.adjoints import Direct as Direct
@@ -24,6 +25,7 @@ from solvers.exponential_euler import ExponentialEuler as ExponentialEuler
 from solvers.field import Field as Field
 from solvers.fixed_point import FixedPoint as FixedPoint
 from solvers.fixed_step import ExplicitRungeKutta as ExplicitRungeKutta
+from solvers.fixed_step import FixedStepSolver as FixedStepSolver
 from solvers.heun import Heun as Heun
 from solvers.integrate import solve as solve
 from solvers.midpoint import Midpoint as Midpoint

@@ -1,9 +1,9 @@
 """What the tests of the demo and of what reads its results share."""
 
-from vars_ode.study.plan import Settings
+from vars_ode.study.plan import Plan
 from vars_ode.training import Recipe
 
-TINY = Settings(  # a study of seconds
+TINY = Plan(  # a study of seconds
     recipe=Recipe(epochs=1, batch_size=20),
     train_images=40,
     test_images=20,
@@ -11,8 +11,6 @@ TINY = Settings(  # a study of seconds
     corruptions=("contrast",),
     sweep=("single-step", "euler-5", "nesterov"),
     sweep_conditions=(("clean", 0), ("contrast", 1)),
-    embed_dim=16,
-    depth=1,
-    num_heads=2,
+    model_options={"embed_dim": 16, "depth": 1, "num_heads": 2},
     num_features=4,
 )

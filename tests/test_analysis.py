@@ -148,9 +148,9 @@ def test_trace_falls_to_rest() -> None:
     found = analysis.trace(lasso(), t1=200.0)
     assert found.energy is not None
     assert found.distance is not None
-    assert found.energy_at_rest is not None
+    assert found.equilibrium_energy is not None
     assert (found.energy.diff(dim=0) <= 1e-12).all()
-    assert (found.energy >= found.energy_at_rest - 1e-12).all()
+    assert (found.energy >= found.equilibrium_energy - 1e-12).all()
     assert (found.distance.diff(dim=0) <= 1e-12).all()  # ISTA never moves away from the minimiser
     assert (found.distance[-1] < 1e-6).all()
     assert ((found.active_fraction >= 0) & (found.active_fraction <= 1)).all()
@@ -172,10 +172,10 @@ def test_fields_without_energy_say_why() -> None:
     found = analysis.trace(module, tokens(), spectral_points=2)
     assert found.energy is None
     assert found.kkt is None
-    assert found.energy_at_rest is None
+    assert found.equilibrium_energy is None
     assert "learned" in found.notes[0]
     assert found.to_rows()[0]["energy"] is None
-    assert "gelu" in str(analysis.pose(layer(threshold="gelu"), tokens()).why_no_energy())
+    assert "gelu" in str(analysis.problem_of(layer(threshold="gelu"), tokens()).why_no_energy())
 
 
 @pytest.mark.parametrize("solver", ["dopri5", "nesterov"])
@@ -304,7 +304,7 @@ def test_map_of_the_softmax_limit_is_softmax() -> None:
     limit = layer(dictionary="softmax", num_features=None).single_step_limit()
     x = tokens()
     found = analysis.attention_maps(limit, x, (1.0,), grid=GRID)
-    q, k, _ = limit._project(x)
+    q, k, _ = limit.queries_keys_values(x)
     expected = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
     torch.testing.assert_close(found.maps[0], expected.detach(), rtol=1e-4, atol=1e-6)
 
@@ -429,7 +429,7 @@ PROBLEM = lasso()
         (lambda: analysis.work_precision(PROBLEM, reference="truth"), "reference must be"),
         (lambda: analysis.work_precision(PROBLEM, tokens()), "leave x out"),
         (lambda: analysis.work_precision(layer()), "give x"),
-        (lambda: analysis.trace(nn.Linear(3, 3), tokens()), "expected VARSAttention"),
+        (lambda: analysis.trace(nn.Linear(3, 3), tokens()), "expected a VARS layer"),
         (lambda: analysis.trace(nn.Sequential(layer()), tokens()), "layer_inputs"),
         (lambda: analysis.basin(PROBLEM, num_starts=1), "at least 2"),
         (lambda: analysis.basin(PROBLEM, solver="rk4"), "does not stop at rest"),

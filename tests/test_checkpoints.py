@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import solvers
 import vars_ode
 from vars_ode import CheckpointError, RobustVisionTransformer, load_checkpoint, save_checkpoint
-from vars_ode.models import ATTENTIONS
+
+ATTENTIONS = ("self-attention", "performer", "vars-s", "vars-d", "vars-sd")
 
 PARITY = Path(__file__).parent / "parity"
 SMALL = {"base_dims": (8, 8), "depths": (2, 1), "num_heads": (2, 4), "mlp_ratio": 2.0, "num_classes": 10}

@@ -12,15 +12,12 @@ import timm
 import torch
 from click.testing import Result
 from PIL import Image
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from vars_ode import analysis, building
-from vars_ode.analysis import convergence
-from vars_ode.analysis.convergence import MARKER, prepare
+from vars_ode import analysis, save_checkpoint
+from vars_ode.analysis.subjects import find_subject
 from vars_ode.cli import app
-from vars_ode.models.layers import build_twin
-from vars_ode.study.plan import Settings
+from vars_ode.report.convergence import MARKER, prepare, run_convergence
 
 STEMS = (
     "convergence",
@@ -40,9 +37,7 @@ def run(*arguments: object) -> Result:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study") / "out"
-    result = run(
-        "vars-d-plain", "--images", 1, "--solvers", "euler,nesterov", "--out", folder, "--layer", "blocks.1.attn"
-    )
+    result = run("vars-d", "--images", 1, "--solvers", "euler,nesterov", "--out", folder, "--layer", "blocks.1.attn")
     assert result.exit_code == 0, result.output
     return folder
 
@@ -54,7 +49,7 @@ def test_everything_is_written(finished: Path) -> None:
     assert page.count("data:image/png;base64,") == len(STEMS)
     assert "http" not in page.replace("http-equiv", "")
     assert "blocks.1.attn" in page
-    assert "vars-d-plain" in page
+    assert "vars-d" in page
     assert "Nothing was left out" in page
 
 
@@ -69,9 +64,7 @@ def test_numbers_are_sound(finished: Path) -> None:
     energies = [float(row["energy"]) for row in _rows(finished / "trace.csv") if row["head"] == "0"]
     assert all(later <= earlier for earlier, later in itertools.pairwise(energies))
     assert {row["converged"] for row in _rows(finished / "basin.csv")} == {"True"}
-    assert {row["layer"] for row in _rows(finished / "single_step_gap.csv")} == {
-        f"blocks.{i}.attn" for i in range(Settings().depth)
-    }
+    assert {row["layer"] for row in _rows(finished / "single_step_gap.csv")} == {f"blocks.{i}.attn" for i in range(3)}
 
 
 def test_a_second_run_replaces_the_first(finished: Path) -> None:
@@ -83,14 +76,14 @@ def test_a_second_run_replaces_the_first(finished: Path) -> None:
 
 
 def test_a_field_without_energy_is_told(tmp_path: Path) -> None:
-    subject = building.build_subject("vars-d", None, None, None, 1, 0)
+    subject = find_subject("vars-d-factor", None, None, None, 1, 0)
     for layer, _ in analysis.layer_inputs(subject.model, subject.inputs).values():
         with torch.no_grad():
             layer.learned.factor.mul_(3.0)  # type: ignore[union-attr, operator]
     facts = {"model": "vars-d", "input": "a picture"}
-    page = convergence.run_convergence(
-        tmp_path / "out", subject, ("nesterov", "douglas_rachford"), None, facts
-    ).read_text(encoding="utf-8")
+    page = run_convergence(tmp_path / "out", subject, ("nesterov", "douglas_rachford"), None, facts).read_text(
+        encoding="utf-8"
+    )
     assert "No energy" in page
     assert "none of the solvers is one of fixed step" in page
     assert (tmp_path / "out" / "trace.png").is_file()
@@ -99,19 +92,19 @@ def test_a_field_without_energy_is_told(tmp_path: Path) -> None:
 
 def test_weights_and_picture_of_the_user(tmp_path: Path) -> None:
     weights, picture = tmp_path / "model.safetensors", tmp_path / "picture.png"
-    twin = build_twin("vars-sd-dictionary", Settings(), seed=7)
-    save_file({name: tensor.contiguous() for name, tensor in twin.state_dict().items()}, weights)
+    torch.manual_seed(7)
+    model = timm.create_model("rvt_tiny", attention="vars-d", img_size=64, depths=(1, 1))
+    save_checkpoint(weights, model)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(picture)
-    for name in ("vars-sd-dictionary", None):
-        subject = building.build_subject(name, None, weights, picture, 3, 0)
-        assert subject.inputs.shape == (1, 1, 28, 28)
-        assert subject.weights == "weights of model.safetensors"
-        for key, tensor in twin.state_dict().items():
-            assert torch.equal(subject.model.state_dict()[key], tensor)
+    subject = find_subject(None, None, weights, picture, 3, 0)
+    assert subject.inputs.shape == (1, 3, 64, 64)
+    assert subject.weights == "weights of model.safetensors"
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(subject.model.state_dict()[key], tensor)
 
 
 def test_a_timm_model_gets_its_attention_and_its_format() -> None:
-    subject = building.build_subject("vit_tiny_patch16_224", "vars_softmax", None, None, 1, 0)
+    subject = find_subject("vit_tiny_patch16_224", "vars_softmax", None, None, 1, 0)
     assert subject.inputs.shape == (1, 3, 224, 224)
     assert subject.pictures.min() >= 0
     assert subject.inputs.min() == -1
@@ -120,7 +113,7 @@ def test_a_timm_model_gets_its_attention_and_its_format() -> None:
 
 
 def test_a_robust_transformer_gets_its_attention() -> None:
-    subject = building.build_subject("rvt_tiny", "vars_d", None, None, 1, 0)
+    subject = find_subject("rvt_tiny", "vars_d", None, None, 1, 0)
     assert len(analysis.layer_inputs(subject.model, subject.inputs)) == 12
 
 
@@ -129,22 +122,21 @@ def test_a_robust_transformer_gets_its_attention() -> None:
     [
         (["vit_tiny_patch16_225"], "did you mean vit_tiny_patch16_224"),
         (["vit_tiny_patch16_224", "--attention", "vars_x"], "unknown attention"),
-        (["vars-d", "--attention", "vars_d"], "goes with a timm model"),
-        (["rvt_tiny", "--attention", "vars_softmax"], "choose one of"),
-        (["resnet18"], "does not take attn_layer"),
+        (["vars-d", "--attention", "vars_d"], "both name an attention"),
+        (["resnet18"], "does not take these arguments"),
         (["softmax"], "no VARS layer"),
         (["--image", "nothing.png"], "there is no image"),
         (["--image", "{file}"], "no picture that can be read"),
         (["--image", "{folder}"], "no picture that can be read"),
         (["--checkpoint", "nothing.pt"], "there is no checkpoint"),
         (["--checkpoint", "{file}"], "file.txt"),
-        (["vars-d", "--checkpoint", "{file}"], "file.txt"),
+        (["vars-d", "--checkpoint", "{file}"], "tells what model it belongs to"),
         (["--solvers", "rk5"], "did you mean 'rk4'"),
         (["--solvers", "euler,"], "empty solver name"),
         (["--images", "0"], "at least 1"),
         (["--layer", "head"], "its layers: blocks.0.attn"),
         (["--out", "{file}"], "is a file"),
-        (["--out", "{folder}"], "holds no convergence study"),
+        (["--out", "{folder}"], "holds no convergence results"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

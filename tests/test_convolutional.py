@@ -63,7 +63,7 @@ def test_resampled_filters_do_to_upsampled_maps_what_they_did_before(old: tuple[
 @pytest.mark.parametrize("revision", ["corrected", "paper"])
 def test_gram_is_symmetric_positive_and_inverted_by_its_resolvent(revision: str) -> None:
     layer, x = layer_and_tokens(revision=revision)
-    args = layer.problem(x)
+    args, _ = layer.problem(x)
     matrix = dense(args.gram, args.drive.shape)
     torch.testing.assert_close(matrix, matrix.T)
     assert torch.linalg.eigvalsh(matrix).min() > -1e-9
@@ -101,7 +101,7 @@ def test_gram_under_transforms_of_functions() -> None:
 def test_gram_is_that_of_the_templates() -> None:
     """b = Phi^T V and G = Phi^T Phi for one and the same real Phi, whatever values the filters have learned."""
     layer, x = layer_and_tokens()
-    args = layer.problem(x)
+    args, _ = layer.problem(x)
     tokens = 20
     impulses = torch.eye(tokens, dtype=torch.float64).view(tokens, 1, 4, 5).expand(-1, 6, -1, -1)
     filters = torch.view_as_complex(args.gram.filters)
@@ -114,7 +114,7 @@ def test_gram_is_that_of_the_templates() -> None:
 @pytest.mark.parametrize("grid", GRIDS[:5])
 def test_step_bound_is_the_norm_of_the_gram(grid: tuple[int, int]) -> None:
     layer, x = layer_and_tokens(grid)
-    args = layer.problem(x)
+    args, _ = layer.problem(x)
     norm = torch.linalg.eigvalsh(dense(args.gram, args.drive.shape)).max()
     torch.testing.assert_close(1 / args.rate[0].squeeze(), norm)
 

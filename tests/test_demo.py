@@ -21,10 +21,12 @@ from typer.testing import CliRunner
 import solvers
 from vars_ode.cli import app
 from vars_ode.data import fashion_mnist
-from vars_ode.models.layers import ATTENTIONS, build_twin, parse_solver, vars_layers, with_solver
+from vars_ode.models import available_attentions, vars_layers
+from vars_ode.report.study import write_report
 from vars_ode.study import run as study
-from vars_ode.study.measure import measure_solvers
-from vars_ode.study.run import COLUMNS, FolderError, Job, run_study
+from vars_ode.study.measure import measure_solvers, with_label
+from vars_ode.study.plan import parse_solver
+from vars_ode.study.run import COLUMNS, Job, run_study
 from vars_ode.training import Recipe
 
 
@@ -32,9 +34,8 @@ from vars_ode.training import Recipe
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished study of two twins."""
     folder = tmp_path_factory.mktemp("study") / "out"
-    report, failures = run_study(folder, TINY, ("softmax", "vars-sd-dictionary"), seeds=1, workers=2)
-    assert failures == []
-    assert report == folder / "report.html"
+    assert run_study(folder, TINY, ("softmax", "vars-sd-dictionary"), seeds=1, workers=2) == []
+    assert write_report(folder) == folder / "report.html"
     return folder
 
 
@@ -54,7 +55,7 @@ def test_results_are_complete(finished: Path) -> None:
 
 
 def test_stored_weights_give_the_stored_accuracy(finished: Path) -> None:
-    model = build_twin("vars-sd-dictionary", TINY, seed=5)
+    model = TINY.build("vars-sd-dictionary", seed=5)
     model.load_state_dict(load_file(finished / "runs" / "vars-sd-dictionary-seed0" / "model.safetensors"))
     model.eval()
     images, labels = (tensor[: TINY.test_images] for tensor in fashion_mnist("test").tensors)
@@ -83,7 +84,7 @@ def test_a_second_start_trains_nothing(finished: Path, monkeypatch: pytest.Monke
 
 
 def test_other_settings_are_refused(finished: Path) -> None:
-    with pytest.raises(FolderError, match=r"sparsity 0\.3 there, 0\.1 now"):
+    with pytest.raises(ValueError, match=r"sparsity 0\.3 there, 0\.1 now"):
         run_study(finished, replace(TINY, sparsity=0.1), ("softmax",), seeds=1)
 
 
@@ -91,17 +92,17 @@ def test_a_run_that_fails_leaves_the_others(tmp_path: Path) -> None:
     unstable = replace(
         TINY, recipe=Recipe(epochs=1, batch_size=20, learning_rate=1e30, warmup_epochs=0, clip_grad=1e30)
     )
-    _, failures = run_study(tmp_path / "out", unstable, ("softmax",), seeds=1, workers=1)
+    failures = run_study(tmp_path / "out", unstable, ("softmax",), seeds=1, workers=1)
     assert len(failures) == 1
     assert failures[0].startswith("softmax-seed0: DivergedError: the loss became")
     assert not (tmp_path / "out" / "runs" / "softmax-seed0" / "run.json").exists()
-    assert (tmp_path / "out" / "report.html").is_file()
+    assert write_report(tmp_path / "out").is_file()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--attention", "linear"], "unknown attention 'linear'; choose among softmax, vars-d"),
+        (["--attention", "linear"], "unknown attention 'linear'; choose one of softmax, performer"),
         (["--solver", "rk5"], "unknown solver 'rk5' (did you mean 'rk4'?)"),
         (["--solver", "nesterov-5"], "has no option 'num_steps'"),
         (["--solver", "euler-0"], "num_steps must be a whole number of at least 1"),
@@ -121,14 +122,14 @@ def test_bad_options_end_in_one_sentence(arguments: list[str], message: str, tmp
 
 def test_folders_in_use_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("text")
-    with pytest.raises(FolderError, match="not empty"):
+    with pytest.raises(ValueError, match="not empty"):
         run_study(tmp_path, TINY, ("softmax",), seeds=1)
-    with pytest.raises(FolderError, match="is a file"):
+    with pytest.raises(ValueError, match="is a file"):
         run_study(tmp_path / "thesis.tex", TINY, ("softmax",), seeds=1)
-    with pytest.raises(FolderError, match="cannot write"):
+    with pytest.raises(ValueError, match="cannot write"):
         run_study(tmp_path / "thesis.tex" / "out", TINY, ("softmax",), seeds=1)
     (tmp_path / "settings.json").write_text("[]")
-    with pytest.raises(FolderError, match="cannot be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         run_study(tmp_path, TINY, ("softmax",), seeds=1)
 
 
@@ -166,20 +167,20 @@ def test_help_works(command: list[str]) -> None:
     assert "demo" in result.output
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", available_attentions())
 def test_twins_train_and_differ_in_attention_only(attention: str) -> None:
-    twin, softmax = build_twin(attention, TINY, seed=0), build_twin("softmax", TINY, seed=0)
-    twin(torch.rand(2, 1, 28, 28)).sum().backward()
-    assert all(p.grad is not None for p in twin.parameters())
-    names = [{n for n, _ in model.named_parameters() if ".attn." not in n} for model in (twin, softmax)]
+    model, softmax = TINY.build(attention, seed=0), TINY.build("softmax", seed=0)
+    model(torch.rand(2, 1, 28, 28)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    names = [{n for n, _ in one.named_parameters() if ".attn." not in n} for one in (model, softmax)]
     assert names[0] == names[1]
 
 
 def test_another_solver_leaves_the_trained_model_alone() -> None:
-    model = build_twin("vars-sd-dictionary", TINY, seed=0).eval()
+    model = TINY.build("vars-sd-dictionary", seed=0).eval()
     images = torch.rand(2, 1, 28, 28)
     before = model(images)
-    longer = with_solver(model, "euler-20")
+    longer = with_label(model, "euler-20")
     assert next(iter(vars_layers(longer).values())).solver == solvers.Euler(num_steps=20)
     assert not torch.allclose(longer(images), before, atol=1e-7)
     assert torch.equal(model(images), before)
@@ -188,7 +189,7 @@ def test_another_solver_leaves_the_trained_model_alone() -> None:
 
 @pytest.mark.filterwarnings("ignore::solvers.SolverWarning")
 def test_a_solver_that_diverges_costs_its_own_row_only(finished: Path, tmp_path: Path) -> None:
-    model = build_twin("vars-d", TINY, seed=0).eval()
+    model = TINY.build("vars-d-factor", seed=0).eval()
     with torch.no_grad():
         for layer in vars_layers(model).values():
             layer.learned.factor.mul_(1e8)  # grows by 1e16 a step: one step is finite, twenty are not
@@ -207,6 +208,7 @@ def test_a_solver_that_diverges_costs_its_own_row_only(finished: Path, tmp_path:
     run["rows"] += [row for row in rows if row["solver"] == "euler-20"]
     record.write_text(json.dumps(run, allow_nan=False))
     run_study(folder, TINY, ("softmax",), seeds=1)
+    write_report(folder)
     json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
     text = (folder / "report.html").read_text()
     assert "vars-sd-dictionary, seed 0: euler-20 diverged" in text

@@ -12,7 +12,7 @@ from vars_ode import Dynamic, ReconstructionArgs, Softmax, StaticDynamic, VARSAt
 from vars_ode.dictionaries import Shape
 from vars_ode.dictionaries.random_features import gaussian_projection, log_features, unit_columns
 from vars_ode.dictionaries.softmax import normalized_kernel
-from vars_ode.fields import FactoredArgs
+from vars_ode.fields import FactoredGram
 
 every_dictionary = pytest.mark.parametrize("case", DICTIONARIES, ids=case_id)
 NEG_INF = float("-inf")
@@ -473,8 +473,8 @@ def test_learned_factor_is_the_formula_of_lista():
     args, read_out = layer.problem(x)
     learned = layer.learned
     assert isinstance(plain, ReconstructionArgs)
-    assert isinstance(args, FactoredArgs)
-    torch.testing.assert_close(args.gram, learned.factor @ plain.gram @ learned.factor)
+    assert isinstance(args.gram, FactoredGram)
+    torch.testing.assert_close(args.gram.matrix, learned.factor @ plain.gram @ learned.factor)
     torch.testing.assert_close(args.drive, plain.drive)
     torch.testing.assert_close(args.rate, plain.rate * learned.rate_scale)  # the bound stays that of the plain Gram
     torch.testing.assert_close(args.sparsity, 0.3 * learned.sparsity_scale.abs())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import solvers
 from solvers import Anderson, DouglasRachford, FixedPoint, Nesterov, Status
-from vars_ode.fields import LCA, FactoredArgs, ProximalFlow, ReconstructionArgs, energy, kkt_residual
+from vars_ode.fields import LCA, FactoredGram, ProximalFlow, ReconstructionArgs, energy, kkt_residual
 
 F64 = torch.float64
 FIELDS = [ProximalFlow(), LCA()]
@@ -164,7 +164,7 @@ def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(ValueError, match="'gelu' is no proximal operator"):
         from_zero(ProximalFlow(threshold="gelu"), SPLITTING, args)
     with pytest.raises(ValueError, match='learned="factor"'):
-        from_zero(ProximalFlow(), SPLITTING, FactoredArgs(*args))
+        from_zero(ProximalFlow(), SPLITTING, args._replace(gram=FactoredGram(args.gram)))
     with pytest.raises(ValueError, match="DouglasRachford needs `resolvent` of the field"):
         solvers.solve(lambda t, y, args: -y, args.drive, solver="douglas_rachford")
 

@@ -14,8 +14,9 @@ import vars_ode
 from vars_ode import RobustVisionTransformer
 from vars_ode.baselines import performer_attention
 from vars_ode.dictionaries.random_features import log_features
-from vars_ode.models import ATTENTIONS, SCALES
+from vars_ode.models import SCALES
 
+ATTENTIONS = ("self-attention", "performer", "vars-s", "vars-d", "vars-sd")  # of the paper's comparison
 PARAMETERS = {  # in millions, with 1000 classes at 224 x 224
     "self-attention": (8.65, 22.15, 86.22),
     "performer": (8.65, 22.15, 86.22),
@@ -141,22 +142,22 @@ def test_revisions_are_settings_of_one_layer() -> None:
     layer = layer.stages[0].blocks[0].attn
     assert (layer.t1, layer.sparsity, layer.dictionary.num_templates) == (3, 0.1, 12)
     assert not layer.dictionary.dynamic.normalize_queries
-    assert small("vars-s").stages[0].blocks[0].attn.revision == "paper"
+    assert small("vars-s", revision="paper").stages[0].blocks[0].attn.revision == "paper"
     assert small("vars-s", revision="corrected").stages[0].blocks[0].attn.revision == "corrected"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention": "linear"}, "unknown attention 'linear'; choose one of 'self-attention', 'performer'"),
+        ({"attention": "linear"}, "unknown attention 'linear'; choose one of softmax, performer"),
         ({"revision": "newest"}, "unknown revision"),
         ({"revision": "corrected"}, 'is for attention="vars-s"'),
-        ({"solver": "rk4"}, "attention='self-attention' has no option 'solver'"),
-        ({"attention": "vars-d", "slover": "rk4"}, "has no option 'slover'; it takes .*solver, adjoint, until"),
-        ({"attention": "vars-s", "learned": "factor"}, "has no option 'learned'; it takes num_filters"),
+        ({"solver": "rk4"}, "attention='softmax' has no option 'solver'"),
+        ({"attention": "vars-d", "slover": "rk4"}, "has no option 'slover'; valid options: .*solver, adjoint, until"),
+        ({"attention": "vars-s", "learned": "factor"}, "has no option 'learned'; valid options: grid, num_filters"),
         ({"attention": "vars-d", "num_steps": 3, "t1": 3.0}, "give one of them"),
         ({"attention": "vars-d", "num_steps": 0}, "num_steps"),
-        ({"attention": "performer", "attn_drop_rate": 0.1}, "no attention map to drop"),
+        ({"attention": "performer", "attn_drop_rate": 0.1}, "PerformerAttention has no use for attn_drop=0.1"),
         ({"attention": "vars-d", "position_scaling": True}, "multiplies softmax logits"),
         ({"base_dims": (8,)}, "one entry per stage"),
         ({"base_dims": (8, 9)}, "multiple of the one before"),
@@ -191,8 +192,7 @@ def test_no_dead_blocks_at_initialisation(attention: str, revision: str) -> None
 
     def measure(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         grid = {"grid": (8, 8) if inputs[0].shape[1] == 64 else (4, 4)} if attention == "vars-s" else {}
-        args = layer.problem(inputs[0], **grid)
-        problem = args if attention == "vars-s" else args[0]
+        problem, _ = layer.problem(inputs[0], **grid)
         shares.append((problem.drive.abs() > problem.sparsity).double().mean().item())
 
     for block in [block for stage in model.stages for block in stage.blocks]:

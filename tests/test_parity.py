@@ -81,7 +81,9 @@ def test_the_keys_alone_are_enough(path: Path, tmp_path: Path) -> None:
 def test_a_given_model_is_filled(tmp_path: Path) -> None:
     path = next(path for path in FILES if path.stem == "lista_vars_s_a")
     recorded = load_file(path)
-    model = vars_ode.RobustVisionTransformer(64, (8, 8), (2, 1), (2, 4), 2.0, 10, attention="vars-s").eval()
+    model = vars_ode.RobustVisionTransformer(
+        64, (8, 8), (2, 1), (2, 4), 2.0, 10, attention="vars-s", revision="paper"
+    ).eval()
     filled, _ = vars_ode.load_checkpoint(path, model)
     assert filled is model
     with torch.no_grad():

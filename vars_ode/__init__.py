@@ -9,7 +9,6 @@ check_solvers()
 
 from vars_ode import dictionaries as dictionaries  # noqa: E402
 from vars_ode import models as models  # noqa: E402
-from vars_ode import timm_registration as timm_registration  # noqa: E402
 from vars_ode.attention import VARSAttention as VARSAttention  # noqa: E402
 from vars_ode.baselines import PerformerAttention as PerformerAttention  # noqa: E402
 from vars_ode.baselines import PositionScaledAttention as PositionScaledAttention  # noqa: E402
@@ -26,7 +25,12 @@ from vars_ode.fields import ProximalFlow as ProximalFlow  # noqa: E402
 from vars_ode.fields import ReconstructionArgs as ReconstructionArgs  # noqa: E402
 from vars_ode.fields import energy as energy  # noqa: E402
 from vars_ode.fields import kkt_residual as kkt_residual  # noqa: E402
+from vars_ode.layer import ReconstructionLayer as ReconstructionLayer  # noqa: E402
 from vars_ode.models import RobustVisionTransformer as RobustVisionTransformer  # noqa: E402
+from vars_ode.models import attention_layer as attention_layer  # noqa: E402
+from vars_ode.models import available_attentions as available_attentions  # noqa: E402
+from vars_ode.models import set_solver as set_solver  # noqa: E402
+from vars_ode.models import with_solver as with_solver  # noqa: E402
 from vars_ode.weight_decay import no_weight_decay as no_weight_decay  # noqa: E402
 
 __version__ = "0.1.0"

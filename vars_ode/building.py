@@ -1,164 +1,105 @@
-"""The model and the pictures of a study, from what was said on the command line."""
+"""From a description to a model: names of models and of attentions, their options, and how each layer is solved."""
 
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
-import solvers
-import vars_ode.models  # noqa: F401  (registers the robust vision transformers with timm)
-from vars_ode.analysis.problems import layer_inputs
-from vars_ode.data import fashion_mnist
-from vars_ode.models.layers import ATTENTIONS, build_twin
-from vars_ode.study.plan import Settings
-from vars_ode.timm_registration import NAMES
+import vars_ode.models  # noqa: F401  (registers models and attentions with timm)
+from vars_ode.dictionaries import StaticDynamic
+from vars_ode.models import attention_layer, named_attention, vars_layers
 
-DEFAULT_MODEL = "vars-sd-dictionary"
+SMALL_MODEL = "vit_nano_patch4_28"
 
 
-class Subject(NamedTuple):
-    """A model in evaluation mode, pictures in [0, 1] for people, and the input that the model takes."""
+@dataclass(frozen=True)
+class ModelSpec:
+    """What it takes to build a model, without its weights.
 
-    name: str
-    model: nn.Module
-    pictures: Tensor
-    inputs: Tensor
-    weights: str
-
-
-def build_subject(
-    name: str | None, attention: str | None, checkpoint: Path | None, image: Path | None, count: int, seed: int
-) -> Subject:
-    """Build the model, fill it, and get its input ready.
-
-    Raises:
-        ValueError: a name, file or combination that gives no VARS model.
+    Attributes:
+        model: a name of timm's, "rvt_tiny" among them.
+        attention: out of `vars_ode.available_attentions`; None for the model's own.
+        attention_options: keyword arguments of the attention layer.
+        img_size, in_chans, num_classes: of the model; its own where None.
+        model_options: further keyword arguments of the model.
+        layers: settings of layers by module name, which come last: {"blocks.0.attn": {"solver": RK4(), "t1": 5.0}}.
     """
-    solvers.checks.positive_int("images", count)
-    torch.manual_seed(seed)
-    built, weights = _model(name, attention, checkpoint), "random weights"
-    if checkpoint is not None:
-        built, weights = _filled(built, checkpoint), f"weights of {checkpoint.name}"
-    if built is None:
-        raise ValueError("name a model, or give a checkpoint that tells what model it belongs to")
-    model = built.eval()
-    channels, side, mean, std = _format(model)
-    pictures = _pictures(image, count, channels, side)
-    inputs = (pictures - mean) / std
-    layer_inputs(model, inputs)  # refuses a model without VARS layers, or one that cannot take the pictures
-    shown = name or (DEFAULT_MODEL if isinstance(model, VisionTransformer) else type(model).__name__)
-    return Subject(shown + (f" with {attention}" if attention else ""), model, pictures, inputs, weights)
 
+    model: str = SMALL_MODEL
+    attention: str | None = "softmax"
+    attention_options: Mapping[str, Any] = field(default_factory=dict)
+    img_size: int | tuple[int, int] | None = None
+    in_chans: int | None = None
+    num_classes: int | None = None
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-def _model(name: str | None, attention: str | None, checkpoint: Path | None) -> nn.Module | None:
-    if name is None and checkpoint is not None and attention is None and _is_whole(checkpoint):
-        return None  # the file tells what model it belongs to
-    if name is None or name in ATTENTIONS:
-        if attention is not None:
+    def build(self) -> nn.Module:
+        """The model, with fresh weights from torch's global generator.
+
+        Raises:
+            ValueError: an unknown model or attention, or options that one of them does not have.
+        """
+        _check_model(self.model)
+        model = self._create(self._stated())
+        found = vars_layers(model)
+        unknown = [name for name in self.layers if name not in found]
+        if unknown:
             raise ValueError(
-                f"--attention {attention} goes with a timm model; the small models are named by their attention: one "
-                f"of {', '.join(ATTENTIONS)}"
+                f"there are settings for {', '.join(unknown)}, but the VARS layers of {self.model} are "
+                f"{', '.join(found) or 'none'}"
             )
-        return build_twin(name or DEFAULT_MODEL, Settings(), seed=torch.initial_seed())
-    return _timm_model(name, attention or "vars_d")
+        for name, settings in self.layers.items():
+            found[name].configure(**settings)
+        return model
+
+    def _stated(self) -> dict[str, Any]:
+        own = {"img_size": self.img_size, "in_chans": self.in_chans, "num_classes": self.num_classes}
+        return {**self.model_options, **{name: value for name, value in own.items() if value is not None}}
+
+    def _create(self, stated: dict[str, Any]) -> nn.Module:
+        if self.attention is None:
+            return timm.create_model(self.model, pretrained=False, **stated)
+        if self.model.startswith("rvt_"):  # these take attentions by name
+            options = {**stated, **self.attention_options}
+            return timm.create_model(self.model, pretrained=False, attention=self.attention, **options)
+        layer = attention_layer(self.attention, **self._attention_options(stated))
+        try:
+            return timm.create_model(self.model, pretrained=False, attn_layer=layer, **stated)
+        except TypeError as error:
+            raise ValueError(
+                f"timm's {self.model} does not take these arguments ({error}); models that take attn_layer are plain "
+                "vision transformers such as vit_tiny_patch16_224, or rvt_tiny"
+            ) from error
+
+    def _attention_options(self, stated: dict[str, Any]) -> dict[str, Any]:
+        """With the grid and the prefix tokens of the model, where templates have places."""
+        options = dict(self.attention_options)
+        chosen = named_attention(str(self.attention))
+        if chosen.name != "vars-s" and "static+dynamic" not in (
+            options.get("dictionary"),
+            chosen.options.get("dictionary"),
+        ):
+            return options
+        with torch.device("meta"):
+            plain = timm.create_model(self.model, pretrained=False, **stated)
+        grid = getattr(getattr(plain, "patch_embed", None), "grid_size", None)
+        if grid is None:
+            return options
+        if chosen.name == "vars-s":
+            return {"grid": tuple(grid), **options}
+        prefix = getattr(plain, "num_prefix_tokens", None)
+        return {"dictionary": StaticDynamic(tuple(grid), num_prefix_tokens=prefix), **options}
 
 
-def _timm_model(name: str, attention: str) -> nn.Module:
+def _check_model(name: str) -> None:
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, [*timm.list_models(), *ATTENTIONS], n=3)
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-        raise ValueError(
-            f"there is no model {name!r}{hint}; name a model of timm.list_models(), or one of {', '.join(ATTENTIONS)}"
-        )
-    if name.startswith("rvt_"):  # these take attentions by names of their own, vars-s among them
-        return timm.create_model(name, pretrained=False, attention=attention.replace("_", "-"))
-    registered = NAMES.get(attention.replace("-", "_"))
-    if registered is None:
-        raise ValueError(f"unknown attention {attention!r}; choose one of {', '.join(NAMES)}")
-    try:
-        return timm.create_model(name, pretrained=False, attn_layer=registered)
-    except TypeError as error:
-        raise ValueError(
-            f"timm's {name} does not take attn_layer ({error}); choose a plain vision transformer such as "
-            "vit_tiny_patch16_224, or rvt_tiny"
-        ) from error
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether a file builds its model itself: it is none of the small twins' plain state dicts."""
-    from vars_ode.checkpoints import load_checkpoint
-
-    if not checkpoint.is_file():
-        raise ValueError(f"there is no checkpoint {checkpoint}")
-    try:
-        load_checkpoint(checkpoint, build_twin(DEFAULT_MODEL, Settings(), seed=0))
-    except ValueError:
-        return True
-    return False
-
-
-def _filled(model: nn.Module | None, checkpoint: Path) -> nn.Module:
-    from vars_ode.checkpoints import load_checkpoint
-
-    if not checkpoint.is_file():
-        raise ValueError(f"there is no checkpoint {checkpoint}")
-    filled, _ = load_checkpoint(checkpoint, model)
-    return filled
-
-
-def _format(model: nn.Module) -> tuple[int, int, Tensor, Tensor]:
-    """Channels, side, and the normalisation of a model's input; a model of [0, 1] pictures tells none."""
-    stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if stem is None:
-        raise ValueError(f"{type(model).__name__} has no convolution to take pictures; choose a vision transformer")
-    channels = stem.in_channels
-    config = getattr(model, "pretrained_cfg", None) or {}
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
-    size = size or config.get("input_size", (3, 224, 224))[-1]
-    side = int(size if isinstance(size, int) else size[-1])
-    normalised = channels == 3 and config.get("mean") is not None
-    mean = torch.tensor(config["mean"] if normalised else [0.0] * channels).view(1, -1, 1, 1)
-    std = torch.tensor(config["std"] if normalised else [1.0] * channels).view(1, -1, 1, 1)
-    return channels, side, mean, std
-
-
-def _pictures(image: Path | None, count: int, channels: int, side: int) -> Tensor:
-    """(pictures, channels, side, side) in [0, 1]: one file, or the first embedded test images of different classes."""
-    pictures = _opened(image, channels) if image is not None else _embedded(count)
-    if pictures.shape[-2:] != (side, side):
-        pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True, align_corners=False)
-    if pictures.shape[1] != channels:
-        if channels not in (1, 3):
-            raise ValueError(f"the model takes {channels} channels, and pictures have 1 or 3")
-        pictures = pictures.expand(-1, channels, -1, -1) if channels == 3 else pictures.mean(1, keepdim=True)
-    return pictures.clamp(0, 1)
-
-
-def _embedded(count: int) -> Tensor:
-    images, labels = fashion_mnist("test").tensors
-    first = [int((labels == label).nonzero()[0, 0]) for label in labels.unique().tolist()]
-    order = sorted(first) + [i for i in range(len(labels)) if i not in first]
-    return images[order[:count]]
-
-
-def _opened(path: Path, channels: int) -> Tensor:
-    import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no image {path}") from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no picture that can be read ({error})") from error
-    picture = ImageOps.fit(picture, (min(picture.size),) * 2)  # the square in the middle
-    values = torch.from_numpy(np.array(picture)).float() / 255
-    return values.view(1, *values.shape[:2], -1).permute(0, 3, 1, 2)
+        raise ValueError(f"there is no model {name!r}{hint}; name a model of timm.list_models()")

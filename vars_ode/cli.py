@@ -25,21 +25,21 @@ def main() -> None:
 @app.command()
 def demo(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Under a minute: 1 epoch on 1,000 images, 1 seed, 2 twins.")
+        bool, typer.Option("--quick", help="Under a minute: 1 epoch on 1,000 images, 1 seed, 2 models.")
     ] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.  [default: 5, or 1]")] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Trainings of each twin, with seeds 0, 1, ...  [default: 2, or 1]")
+        int | None, typer.Option(help="Trainings of each model, with seeds 0, 1, ...  [default: 2, or 1]")
     ] = None,
     attention: Annotated[
         list[str] | None,
         typer.Option(
-            help="A twin to train; give the option again for more. One of softmax, vars-d, vars-sd, "
-            "vars-sd-dictionary (the default four), vars-d-dictionary, vars-d-plain, vars-sd-plain, vars-softmax."
+            help="An attention to train; give the option again for more. By default softmax, vars-d-factor, "
+            "vars-sd-factor and vars-sd-dictionary, out of vars_ode.available_attentions()."
         ),
     ] = None,
     solver: Annotated[
-        str, typer.Option(help="Solver that the VARS twins are trained with: a name, with -N for N steps.")
+        str, typer.Option(help="Solver that the VARS models are trained with: a name, with -N for N steps.")
     ] = "euler-5",
     sparsity: Annotated[float, typer.Option(help="Weight lam of the l1 norm.")] = 0.3,
     out: Annotated[
@@ -47,26 +47,27 @@ def demo(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes of one thread each.  [default: all cores]")] = None,
 ) -> None:
-    """Train twins that differ in their attention alone, stress-test them, and write a report.
+    """Train models that differ in their attention alone, stress-test them, and write a report.
 
     Small vision transformers with softmax attention and with VARS attention are trained on the embedded Fashion-MNIST
-    subset, then tested on clean, corrupted and attacked images; the VARS twins once more with other solvers, without
+    subset, then tested on clean, corrupted and attacked images; the VARS models once more with other solvers, without
     retraining. Ctrl-C keeps the finished runs, and the same command goes on from there.
 
     Writes results.csv, results.json, weights, plots and report.html into the results folder.
     """
-    from vars_ode.models.layers import DEFAULT_ATTENTIONS
-    from vars_ode.study import plan as presets
+    from vars_ode import demo as presets
+    from vars_ode.report.study import write_report
     from vars_ode.study.run import run_study
 
-    default = presets.QUICK if quick else presets.Settings()
+    default = presets.QUICK if quick else presets.FULL
     folder = out or Path("runs/demo-quick" if quick else "runs/demo")
     try:
         recipe = replace(default.recipe, epochs=epochs) if epochs is not None else default.recipe
-        settings = replace(default, recipe=recipe, solver=solver, sparsity=sparsity)
-        attentions = attention or (("softmax", "vars-sd") if quick else DEFAULT_ATTENTIONS)
+        plan = replace(default, recipe=recipe, solver=solver, sparsity=sparsity)
+        attentions = attention or (presets.QUICK_ATTENTIONS if quick else presets.ATTENTIONS)
         count = seeds if seeds is not None else (1 if quick else 2)
-        report, failures = run_study(folder, settings, attentions, count, workers, _command())
+        failures = run_study(folder, plan, attentions, count, workers, _command())
+        report = write_report(folder)
     except KeyboardInterrupt:
         finished = len(list(folder.glob("runs/*/run.json")))
         typer.echo(f"\nStopped. {finished} finished runs are kept in {folder}; the same command continues.", err=True)
@@ -86,14 +87,14 @@ def convergence(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A timm model such as vit_tiny_patch16_224 or rvt_tiny, or a small one for the embedded data, a twin "
-            "of the demo, such as vars-d. By default what --checkpoint belongs to, or else vars-sd-dictionary.",
+            help="A timm model such as vit_tiny_patch16_224 or rvt_tiny, or an attention such as vars-d for the demo's "
+            "small model with it. By default what --checkpoint belongs to, or else the small model.",
             show_default=False,
         ),
     ] = None,
     attention: Annotated[
         str | None,
-        typer.Option(help="Of a timm model: vars_d (the default), vars_sd, vars_softmax; of rvt_*, vars_s too."),
+        typer.Option(help="Out of vars_ode.available_attentions().  [default: vars-sd-dictionary]"),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights; random ones by default.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture; by default a few of the embedded test images.")] = None,
@@ -116,13 +117,14 @@ def convergence(
     """
     import torch
 
-    from vars_ode import building
-    from vars_ode.analysis.convergence import check_solvers, run_convergence
+    from vars_ode.analysis.convergence import check_solvers
+    from vars_ode.analysis.subjects import find_subject
+    from vars_ode.report.convergence import run_convergence
 
     torch.set_num_threads(1)
     try:
         names = check_solvers([name.strip() for name in solvers.split(",")])
-        subject = building.build_subject(model, attention, checkpoint, image, images, seed)
+        subject = find_subject(model, attention, checkpoint, image, images, seed)
         facts = {
             "command": _command(),
             "model": subject.name,

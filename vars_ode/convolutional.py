@@ -1,7 +1,8 @@
 """VARS-S: static templates, learned circular filters over the whole grid of tokens, in the Fourier domain."""
 
 import math
-from typing import Any, Literal, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,13 @@ from torch import Tensor, nn
 import solvers
 from solvers import SteadyState
 from solvers.adjoints import Adjoint
-from vars_ode import fourier
-from vars_ode.fields import DYNAMICS, ReconstructionArgs, energy, kkt_residual
-from vars_ode.fourier import Grid, to_maps, to_spectrum
-from vars_ode.layer import Recurrence
+from vars_ode import fourier, grids
+from vars_ode.configured import configured
+from vars_ode.dictionaries import ReadOut
+from vars_ode.fields import DYNAMICS, ReconstructionArgs
+from vars_ode.fourier import to_maps, to_spectrum
+from vars_ode.grids import Grid
+from vars_ode.layer import ReconstructionLayer, check_tokens, refuse_unsupported
 
 REVISIONS = ("corrected", "paper")
 INITIALIZATIONS = ("active", "authors")
@@ -50,6 +54,24 @@ class ConvolutionGram(NamedTuple):
         return (code - correction) / rho
 
 
+@dataclass(frozen=True)
+class ConvolutionReadOut(ReadOut):
+    """Phi a: codes (batch, channels, r, H, W) to values (batch, channels, tokens, 1), a channel being a head.
+
+    Attributes:
+        filters: spectra, (channels, r, H, W // 2 + 1).
+        grid: (H, W).
+    """
+
+    filters: Tensor
+    grid: Grid
+
+    def __call__(self, code: Tensor) -> Tensor:
+        dtype = torch.complex128 if code.dtype == torch.float64 else torch.complex64
+        spectrum = synthesis(self.filters.to(dtype), to_spectrum(code))
+        return to_maps(spectrum, self.grid).flatten(2)[..., None]
+
+
 def analysis(filters: Tensor, signal: Tensor, grid: Grid) -> Tensor:
     """Phi^T V: spectra (batch, channels, H, W // 2 + 1) correlated with every template, (batch, channels, r, H, W)."""
     return to_maps(filters * signal.unsqueeze(2), grid)
@@ -64,7 +86,7 @@ def synthesis(filters: Tensor, code: Tensor) -> Tensor:
     return total
 
 
-class VARSConvAttention(Recurrence, nn.Module):
+class VARSConvAttention(ReconstructionLayer):
     """VARS-S: every channel's map of values is reconstructed by r learned templates at all their circular shifts.
 
     x -> Linear -> V; code a minimises 1/2 |V - Phi a|^2 + lam |a|_1 per channel, with G = A A^H per frequency;
@@ -87,10 +109,17 @@ class VARSConvAttention(Recurrence, nn.Module):
         rate: eta, a number, or "norm" for 1 / |G|_2 per channel, which the spectrum tells exactly.
         t1: horizon; three Euler steps, as the authors take, by default.
         solver: name or object.
+        num_heads, qkv_bias, proj_bias, qk_norm, scale_norm, attn_drop, norm_layer: what timm's models state of an
+            attention. The number of heads means nothing here, as every channel is one; the biases are those of the two
+            projections, `bias` where None; normalisation and dropout of an attention matrix are refused.
 
     Raises:
         ValueError: an argument that states no layer; the message says what was expected.
     """
+
+    RATES = ("norm",)
+    normalizes_output: ClassVar[bool] = True
+    no_weight_decay_names: ClassVar[tuple[str, ...]] = ("kernel", "output_kernel")
 
     def __init__(
         self,
@@ -113,31 +142,42 @@ class VARSConvAttention(Recurrence, nn.Module):
         solver: str | solvers.Solver = "euler",
         adjoint: str | Adjoint = "direct",
         until: SteadyState | None = None,
+        num_heads: int | None = None,
+        qkv_bias: bool | None = None,
+        proj_bias: bool | None = None,
+        qk_norm: bool = False,
+        scale_norm: bool = False,
+        attn_drop: float = 0.0,
+        norm_layer: type[nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        refuse_unsupported("VARSConvAttention", qk_norm=qk_norm, scale_norm=scale_norm, attn_drop=attn_drop)
         solvers.checks.positive_int("dim", dim)
         solvers.checks.positive_int("num_filters", num_filters)
-        solvers.checks.non_negative_number("sparsity", sparsity)
-        if rate != "norm":
-            _check_rate(rate)
-        _check_choice("dynamics", dynamics, tuple(DYNAMICS))
-        _check_choice("revision", revision, REVISIONS)
-        _check_choice("initialization", initialization, INITIALIZATIONS)
-        self.grid = _check_grid(grid)
+        solvers.checks.one_of("dynamics", dynamics, DYNAMICS)
+        solvers.checks.one_of("revision", revision, REVISIONS)
+        solvers.checks.one_of("initialization", initialization, INITIALIZATIONS)
+        self.grid = grid = grids.check_grid(grid)
         self.revision, self.initialization = revision, initialization
-        self.sparsity, self.rate, self.initial = sparsity, rate, initial
         self.field = DYNAMICS[dynamics](threshold)
-        self._set_solution(t1, solver, adjoint, until)
+        self.configure(
+            solver=solver, t1=t1, sparsity=sparsity, rate=rate, initial=initial, adjoint=adjoint, until=until
+        )
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         half = (grid[0], grid[1] // 2 + 1, 2)
-        self.v = nn.Linear(dim, dim, bias=bias, **factory)
+        self.v = nn.Linear(dim, dim, bias=bias if qkv_bias is None else qkv_bias, **factory)
         self.kernel = nn.Parameter(torch.empty(dim, num_filters, *half, **factory))
         self.output_kernel = nn.Parameter(torch.empty(dim, *half, **factory))
         self.norm = nn.BatchNorm2d(dim, **factory)
-        self.proj = nn.Linear(dim, dim, bias=bias, **factory)
+        self.proj = nn.Linear(dim, dim, bias=bias if proj_bias is None else proj_bias, **factory)
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_parameters()
+
+    @classmethod
+    def configured(cls, **options: Any) -> "type[VARSConvAttention]":
+        """A subclass with other defaults; see `VARSAttention.configured`."""
+        return configured(cls, options)
 
     def reset_parameters(self) -> None:
         """Draw filters and projections anew, as `initialization` says."""
@@ -160,63 +200,44 @@ class VARSConvAttention(Recurrence, nn.Module):
             with torch.no_grad():
                 self.output_kernel[..., 0] += 1  # near the identity
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, grid: Grid | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         """Attend.
 
         Args:
             x: tokens in row-major order, (batch, tokens, dim).
             grid: their (height, width). None: the layer's own grid, or else a square one.
+            attn_mask, is_causal: what timm's models pass on; a filter covers the whole grid and knows no masks.
 
         Returns:
             (batch, tokens, dim).
         """
+        if attn_mask is not None or is_causal:
+            raise ValueError("VARSConvAttention has filters over the whole grid, which no mask can be applied to")
         grid = self._layout(x, grid)
-        args = self.problem(x, grid)
+        args, read_out = self.problem(x, grid=grid)
         with torch.autocast(x.device.type, enabled=False):
-            code = self.field.code(self._integrate(args, x).y1, args)
-            maps = to_maps(synthesis(self._filters(self.kernel, grid, code.dtype), to_spectrum(code)), grid)
-            maps = to_maps(self._filters(self.output_kernel, grid, code.dtype) * to_spectrum(maps), grid)
+            maps = read_out(self.field.code(self._integrate(args, x).y1, args)).view(len(x), -1, *grid)
+            maps = to_maps(self._filters(self.output_kernel, grid, maps.dtype) * to_spectrum(maps), grid)
         tokens = self.norm(maps.to(x.dtype)).flatten(2).transpose(1, 2)
         return self.proj_drop(self.proj(tokens))
 
-    def solve(
-        self, x: Tensor, save_at: Tensor | Literal["steps"] | None = None, grid: Grid | None = None
-    ) -> solvers.Solution:
-        """The solve itself: states are (batch, channels, r, height, width)."""
-        return self._integrate(self.problem(x, grid), x, save_at)
+    def _project(self, x: Tensor) -> tuple[Tensor]:
+        check_tokens(x, self.v.in_features)
+        return (self.v(x).transpose(1, 2)[..., None],)
 
-    def problem(self, x: Tensor, grid: Grid | None = None) -> ReconstructionArgs:
-        """The reconstruction problem that tokens (batch, tokens, dim) pose, one per image and channel."""
-        grid = self._layout(x, grid)
-        v = self.v(x).transpose(1, 2).unflatten(-1, grid)
-        with torch.autocast(x.device.type, enabled=False):
-            v = v.to(torch.promote_types(v.dtype, torch.float32))
-            filters = self._filters(self.kernel, grid, v.dtype)
-            drive = analysis(filters, to_spectrum(v), grid)
-            gram = cast(Tensor, ConvolutionGram(torch.view_as_real(filters).contiguous()))  # a GramOperator
-            return ReconstructionArgs(drive, gram, self._step_bound(filters), drive.new_full((), self.sparsity))
-
-    def energy(self, x: Tensor, save_at: Tensor | Literal["steps"] = "steps") -> Tensor:
-        """E along the solve, without the constant 1/2 |V|^2: (saved, batch, channels)."""
-        args, codes = self._codes_along_solve(x, save_at)
-        return torch.stack([energy(code, args).sum(-1) for code in codes])
-
-    def kkt_residual(self, x: Tensor, save_at: Tensor | Literal["steps"] = "steps") -> Tensor:
-        """Distance from the optimality conditions along the solve, in units of the drive: (saved, batch, channels)."""
-        args, codes = self._codes_along_solve(x, save_at)
-        return torch.stack([kkt_residual(code, args).amax(-1) for code in codes])
-
-    def _codes_along_solve(
-        self, x: Tensor, save_at: Tensor | Literal["steps"]
-    ) -> tuple[ReconstructionArgs, list[Tensor]]:
-        if self.field.threshold != "soft":
-            raise ValueError(
-                f'this layer\'s field descends no energy: threshold="{self.field.threshold}" is not the proximal '
-                'operator of |a|_1; take threshold="soft"'
-            )
-        args = self.problem(x)
-        states = self._integrate(args, x, save_at).ys
-        return args, [self.field.code(state, args) for state in states]
+    def _state_problem(  # type: ignore[override]
+        self, *projected: Tensor, grid: Grid | None = None
+    ) -> tuple[ReconstructionArgs, ReadOut]:
+        (v,) = projected
+        grid = self._grid(v.shape[2], grid)
+        v = v.to(torch.promote_types(v.dtype, torch.float32))[..., 0].unflatten(-1, grid)
+        filters = self._filters(self.kernel, grid, v.dtype)
+        drive = analysis(filters, to_spectrum(v), grid)
+        gram = ConvolutionGram(torch.view_as_real(filters).contiguous())
+        args = ReconstructionArgs(drive, gram, self._step_bound(filters), drive.new_full((), self.sparsity))
+        return args, ConvolutionReadOut(filters, grid)
 
     def _filters(self, kernel: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
         spectrum = torch.view_as_complex(kernel.to(dtype).contiguous())
@@ -233,12 +254,11 @@ class VARSConvAttention(Recurrence, nn.Module):
         return 1 / bound.clamp_min(torch.finfo(bound.dtype).eps)[:, None, None, None]
 
     def _layout(self, x: Tensor, grid: Grid | None) -> Grid:
-        if x.ndim != 3 or x.shape[-1] != self.v.in_features or x.shape[1] == 0 or not x.is_floating_point():
-            raise ValueError(
-                f"expected floating point tokens (batch, tokens, {self.v.in_features}), at least one token, got "
-                f"{x.dtype} of shape {tuple(x.shape)}"
-            )
-        tokens = x.shape[1]
+        check_tokens(x, self.v.in_features)
+        return self._grid(x.shape[1], grid)
+
+    def _grid(self, tokens: int, grid: Grid | None) -> Grid:
+        """The grid that so many tokens lie on: the one given, or the layer's own, or a square."""
         side = math.isqrt(tokens)
         if grid is None:
             grid = self.grid if tokens == math.prod(self.grid) else (side, side)
@@ -251,25 +271,5 @@ class VARSConvAttention(Recurrence, nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"grid={self.grid}, num_filters={self.kernel.shape[1]}, field={self.field}, sparsity={self.sparsity}, "
-            f"rate={self.rate!r}, initial={self.initial!r}, t1={self.t1}, solver={self.solver}, "
-            f"adjoint={self.adjoint}, revision={self.revision!r}"
+            f"grid={self.grid}, num_filters={self.kernel.shape[1]}, revision={self.revision!r}, {self._settings_repr()}"
         )
-
-
-def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(valid)}")
-
-
-def _check_rate(rate: float | str) -> None:
-    if isinstance(rate, str):
-        raise ValueError(f"unknown rate {rate!r}; give a number, or 'norm' for the reciprocal of the Gram's norm")
-    solvers.checks.positive_number("rate", rate)
-
-
-def _check_grid(grid: Grid) -> Grid:
-    valid = isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(side, int) for side in grid)
-    if not valid or min(grid) < 1:
-        raise ValueError(f"grid must be (height, width) in tokens, got {grid!r}")
-    return (grid[0], grid[1])

@@ -21,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import solvers
+
 
 class GramOperator(Protocol):
-    """A Gram that is applied but never formed, in place of the tensor. A tuple of tensors: gradients reach them."""
+    """What stands in place of a Gram that is no plain tensor. A tuple of tensors: gradients reach them."""
 
     def __matmul__(self, code: Tensor, /) -> Tensor:
         """G a."""
@@ -31,33 +33,63 @@ class GramOperator(Protocol):
     def resolvent(self, code: Tensor, rho: float) -> Tensor:
         """(G + rho I)^-1 a."""
 
+    # It may say by `why_no_energy`, a sentence, that no energy belongs to a field with this in place of the Gram.
+
 
 class ReconstructionArgs(NamedTuple):
     """What the fields are given, per problem.
 
     Attributes:
         drive: b = Phi^T V, (..., m, d).
-        gram: G = Phi^T Phi, (..., m, m), symmetric; or a `GramOperator`.
+        gram: G = Phi^T Phi, (..., m, m), symmetric; or a `GramOperator`, applied but not formed.
         rate: eta, broadcasts against (..., 1, 1). E never rises along Euler steps of dt <= 1 for eta <= 1 / |G|_2.
         sparsity: lam, broadcasts against (..., 1, 1).
     """
 
     drive: Tensor
-    gram: Tensor
+    gram: Tensor | GramOperator
     rate: Tensor
     sparsity: Tensor
 
-
-class FactoredArgs(NamedTuple):
-    """As `ReconstructionArgs`, with a learned coupling K G K in place of the Gram. No energy belongs to it."""
-
-    drive: Tensor
-    gram: Tensor
-    rate: Tensor
-    sparsity: Tensor
+    @property
+    def dense_gram(self) -> Tensor:
+        """The Gram as a tensor; a ValueError where it is applied but not formed."""
+        if isinstance(self.gram, Tensor):
+            return self.gram
+        raise ValueError(f"this problem has no Gram in the form of a tensor, but a {type(self.gram).__name__}")
 
 
-AnyArgs = ReconstructionArgs | FactoredArgs
+class FactoredGram(NamedTuple):
+    """K G K in place of the Gram, (..., m, m), while the drive stays Phi^T V: LISTA's learned coupling.
+
+    Attributes:
+        matrix: K G K, not symmetric in general.
+    """
+
+    matrix: Tensor
+
+    def __matmul__(self, code: Tensor, /) -> Tensor:
+        return self.matrix @ code
+
+    def resolvent(self, code: Tensor, rho: float) -> Tensor:
+        raise ValueError(f"there is no problem to split: {self.why_no_energy}")
+
+    @property
+    def why_no_energy(self) -> str:
+        return (
+            'learned="factor" replaces the Gram by K G K while the drive stays Phi^T V, so the field is no gradient; '
+            'learned="dictionary" changes both and has an energy'
+        )
+
+
+def why_no_energy(field: Any, args: Any) -> str | None:
+    """Why a field descends no energy on a problem, in words; None where it descends E."""
+    if not isinstance(args, ReconstructionArgs):
+        return f"{type(field).__name__} is not a field of sparse reconstruction"
+    threshold = getattr(field, "threshold", None)
+    if threshold != "soft":
+        return f'threshold="{threshold}" is not the proximal operator of |a|_1; threshold="soft" is'
+    return getattr(args.gram, "why_no_energy", None)
 
 
 def soft_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
@@ -131,13 +163,9 @@ def kkt_residual(a: Tensor, args: ReconstructionArgs) -> Tensor:
     return torch.where(a == 0, at_zero, elsewhere).amax((-2, -1))
 
 
-def _require_energy(args: AnyArgs) -> None:
-    if isinstance(args, FactoredArgs):
-        raise ValueError(
-            'learned="factor" replaces the Gram by K G K while the drive stays Phi^T V: the field is no longer the '
-            "gradient of an energy, so there is no energy and no optimality condition to evaluate. "
-            'learned="dictionary" keeps both'
-        )
+def _require_energy(args: ReconstructionArgs) -> None:
+    if reason := getattr(args.gram, "why_no_energy", None):
+        raise ValueError(f"there is no energy and no optimality condition to evaluate: {reason}")
 
 
 class _Splitting:
@@ -145,15 +173,15 @@ class _Splitting:
 
     threshold: str
 
-    def prox(self, v: Tensor, step: float, args: AnyArgs) -> Tensor:
+    def prox(self, v: Tensor, step: float, args: ReconstructionArgs) -> Tensor:
         """argmin_a lam |a|_1 + |a - v|^2 / (2 step) = S(v; step lam), (..., m, d)."""
         return soft_threshold(v, step * args.sparsity)
 
-    def resolvent(self, v: Tensor, rho: float, args: AnyArgs) -> Tensor:
+    def resolvent(self, v: Tensor, rho: float, args: ReconstructionArgs) -> Tensor:
         """(G + rho I)^-1 (b + rho v), (..., m, d)."""
         return self.factorise(rho, args)(v)
 
-    def factorise(self, rho: float, args: AnyArgs) -> Callable[[Tensor], Tensor]:
+    def factorise(self, rho: float, args: ReconstructionArgs) -> Callable[[Tensor], Tensor]:
         """v -> resolvent(v, rho, args) by one Cholesky factorisation; NaN for a Gram that is not positive.
 
         A `GramOperator` brings a resolvent of its own.
@@ -164,7 +192,7 @@ class _Splitting:
                 f"the threshold {self.threshold!r} is no proximal operator, so there is no problem to split; use "
                 'threshold="soft", or a solver that needs only the value of the field, such as "fixed_point"'
             )
-        gram: Tensor | GramOperator = args.gram
+        gram = args.gram
         if not isinstance(gram, Tensor):
             return lambda v: gram.resolvent(args.drive + rho * v, rho)
         shifted = gram + rho * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
@@ -188,20 +216,20 @@ class ProximalFlow(_Splitting):
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
 
-    def __call__(self, t: Any, a: Tensor, args: AnyArgs) -> Tensor:
+    def __call__(self, t: Any, a: Tensor, args: ReconstructionArgs) -> Tensor:
         """da/dt, shaped as `a`, (..., m, d)."""
         moved = torch.addcmul(a, args.rate, args.drive - args.gram @ a)
         return THRESHOLDS[self.threshold](moved, args.rate * args.sparsity) - a
 
-    def code(self, state: Tensor, args: AnyArgs) -> Tensor:
+    def code(self, state: Tensor, args: ReconstructionArgs) -> Tensor:
         """The code a that a state stands for: here the state itself."""
         return state
 
-    def state(self, code: Tensor, args: AnyArgs) -> Tensor:
+    def state(self, code: Tensor, args: ReconstructionArgs) -> Tensor:
         """The state of an equilibrium whose code is `code`: here the code itself."""
         return code
 
-    def feedforward(self, args: AnyArgs) -> Tensor:
+    def feedforward(self, args: ReconstructionArgs) -> Tensor:
         """The state of the code S(b; lam), to start from."""
         return THRESHOLDS[self.threshold](args.drive, args.sparsity)
 
@@ -223,20 +251,20 @@ class LCA(_Splitting):
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
 
-    def __call__(self, t: Any, u: Tensor, args: AnyArgs) -> Tensor:
+    def __call__(self, t: Any, u: Tensor, args: ReconstructionArgs) -> Tensor:
         """du/dt, shaped as `u`, (..., m, d)."""
         a = self.code(u, args)
         return torch.addcmul(a - u, args.rate, args.drive - args.gram @ a)
 
-    def code(self, state: Tensor, args: AnyArgs) -> Tensor:
+    def code(self, state: Tensor, args: ReconstructionArgs) -> Tensor:
         """The code a = S(u; eta lam) of the membrane potentials u."""
         return THRESHOLDS[self.threshold](state, args.rate * args.sparsity)
 
-    def state(self, code: Tensor, args: AnyArgs) -> Tensor:
+    def state(self, code: Tensor, args: ReconstructionArgs) -> Tensor:
         """The potentials u = a + eta (b - G a) of an equilibrium whose code is `code`."""
         return torch.addcmul(code, args.rate, args.drive - args.gram @ code)
 
-    def feedforward(self, args: AnyArgs) -> Tensor:
+    def feedforward(self, args: ReconstructionArgs) -> Tensor:
         """Potentials u whose code is S(b; lam): thresholds add up, S(S(b; (1 - eta) lam); eta lam) = S(b; lam).
 
         "gelu" has no such potentials where |b| < (1 - eta) lam; codes start from 0 there.
@@ -249,5 +277,4 @@ DYNAMICS: dict[str, Callable[..., ProximalFlow | LCA]] = {"proximal": ProximalFl
 
 
 def check_threshold(threshold: str) -> None:
-    if threshold not in THRESHOLDS:
-        raise ValueError(f"unknown threshold {threshold!r}; choose one of {', '.join(THRESHOLDS)}")
+    solvers.checks.one_of("threshold", threshold, THRESHOLDS)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-DENSE_LIMIT = 256  # tokens up to which two matrix products beat torch's FFT of many small maps, on a CPU
+from vars_ode.grids import Grid
 
-Grid = tuple[int, int]
+DENSE_LIMIT = 256  # tokens up to which two matrix products beat torch's FFT of many small maps, on a CPU
 
 
 def to_spectrum(maps: Tensor) -> Tensor:

@@ -1,117 +1,148 @@
-"""What layers that solve a reconstruction problem share: a horizon, a solver and an adjoint, changeable at will."""
+"""What every layer that solves a reconstruction problem shares: the problem, its solve, and its settings."""
 
+import copy
+import itertools
 import math
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import solvers
 from solvers import SteadyState
 from solvers.adjoints import Adjoint
-from vars_ode.fields import LCA, AnyArgs, ProximalFlow
+from vars_ode.dictionaries import ReadOut
+from vars_ode.fields import LCA, ProximalFlow, ReconstructionArgs, energy, kkt_residual, why_no_energy
 
 INITIAL_STATES = ("feedforward", "zero")
+SETTINGS = ("solver", "t1", "sparsity", "rate", "initial", "adjoint", "until")
+
+SaveAt = Tensor | Literal["steps"] | None
+M = TypeVar("M", bound=nn.Module)
 
 
-class Recurrence:
-    """Mixed into layers. They set `field` and `initial`, and the rest through `_set_solution`."""
+class ReconstructionLayer(nn.Module, ABC):
+    """Base of the layers: tokens pose a problem, a field and a solver find its code, the read-out returns to tokens.
+
+    A layer defines how tokens are projected to values (`_project`) and which problem they pose (`_state_problem`), and
+    sets `field`. What it is solved with are its settings (`SETTINGS`): properties that can be assigned on a living
+    layer, and several at once by `configure`, since a horizon and a solver may go together only.
+    """
+
+    RATES: ClassVar[tuple[str, ...]]  # the names that `rate` may have beside a number
+    takes_grid: ClassVar[bool] = True  # whether `forward` is told the grid that the tokens lie on
 
     field: ProximalFlow | LCA
-    _initial: str
-    _t1: float
-    _until: SteadyState | None
-    _sparsity: float
     _solver: solvers.Solver
+    _t1: float
+    _sparsity: float
+    _rate: float | str
+    _initial: str
     _adjoint: Adjoint
+    _until: SteadyState | None
 
-    @property
-    def solver(self) -> solvers.Solver:
-        """The solver; assign a name or an object to change it on a living layer."""
-        return self._solver
+    # --- the problem and its solve ---
 
-    @solver.setter
-    def solver(self, choice: str | solvers.Solver) -> None:
-        self._set_solution(self.t1, choice, self.adjoint, self.until)
+    @abstractmethod
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What the problem is made of; the values, (batch, heads, tokens, width), are the last."""
 
-    @property
-    def adjoint(self) -> Adjoint:
-        """How gradients get back through the solve; assign a name or an object to change it."""
-        return self._adjoint
+    @abstractmethod
+    def _state_problem(self, *projected: Tensor, **context: Any) -> tuple[ReconstructionArgs, ReadOut]:
+        """The problem that projected tokens pose, in float32 at least, and its read-out from code to values."""
 
-    @adjoint.setter
-    def adjoint(self, choice: str | Adjoint) -> None:
-        self._adjoint = solvers.adjoints.get(choice)
+    def problem(self, x: Tensor, **context: Any) -> tuple[ReconstructionArgs, ReadOut]:
+        """The reconstruction problem that tokens (batch, tokens, dim) pose, and its read-out from code to values.
 
-    @property
-    def t1(self) -> float:
-        """The horizon of the solve; assignable."""
-        return self._t1
+        Args:
+            x: the tokens.
+            context: what `forward` takes beside them.
+        """
+        projected = self._project(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._state_problem(*projected, **context)
 
-    @t1.setter
-    def t1(self, horizon: float) -> None:
-        self._set_solution(horizon, self.solver, self.adjoint, self.until)
+    def solve(self, x: Tensor, save_at: SaveAt = None, **context: Any) -> solvers.Solution:
+        """The solve itself: states are codes or membrane potentials, as the dynamics have it.
 
-    @property
-    def until(self) -> SteadyState | None:
-        """When an image is at rest; assignable."""
-        return self._until
+        Args:
+            x: tokens, (batch, tokens, dim).
+            save_at: as for `solvers.solve`.
+            context: what `forward` takes beside them.
+        """
+        args, _ = self.problem(x, **context)
+        return self._integrate(args, x, save_at)
 
-    @until.setter
-    def until(self, rule: SteadyState | None) -> None:
-        self._set_solution(self.t1, self.solver, self.adjoint, rule)
+    def energy(self, x: Tensor, save_at: SaveAt = "steps", **context: Any) -> Tensor:
+        """E along the solve, without the constant 1/2 |V|^2: (saved, batch, heads), channels being heads in VARS-S.
 
-    @property
-    def sparsity(self) -> float:
-        """lam >= 0; assignable."""
-        return self._sparsity
+        Raises:
+            ValueError: the layer's field descends no energy.
+        """
+        return self._along_solve(energy, torch.sum, x, save_at, context)
 
-    @sparsity.setter
-    def sparsity(self, value: float) -> None:
-        solvers.checks.non_negative_number("sparsity", value)
-        self._sparsity = value
+    def kkt_residual(self, x: Tensor, save_at: SaveAt = "steps", **context: Any) -> Tensor:
+        """Distance from the optimality conditions along the solve, in units of the drive: shaped as the energy.
 
-    @property
-    def initial(self) -> str:
-        """Where the solve starts, "feedforward" or "zero"; assignable."""
-        return self._initial
+        Raises:
+            ValueError: the layer's field descends no energy.
+        """
+        return self._along_solve(kkt_residual, torch.amax, x, save_at, context)
 
-    @initial.setter
-    def initial(self, choice: str) -> None:
-        if choice not in INITIAL_STATES:
-            raise ValueError(f"unknown initial state {choice!r}; choose one of {', '.join(INITIAL_STATES)}")
-        self._initial = choice
+    def attention_map(self, x: Tensor, **context: Any) -> Tensor:
+        """The linearised map from values to output at the solution, (batch, heads, tokens, tokens).
 
-    def _set_solution(
-        self, t1: float, solver: str | solvers.Solver, adjoint: str | Adjoint, until: SteadyState | None
-    ) -> None:
-        solver = solvers.get(solver)
-        if isinstance(t1, bool) or not isinstance(t1, int | float) or not t1 > 0:
-            raise ValueError(
-                f"t1, the horizon of the solve, must be a number above 0, got {t1!r}; for no recurrence at all take "
-                "single_step_limit()"
-            )
-        if until is not None and not isinstance(until, SteadyState):
-            raise ValueError(f"until must be a solvers.SteadyState(rtol, atol) or None, got {until!r}")
-        if math.isinf(t1) and until is None and not solver.reaches_equilibrium:
-            raise ValueError(
-                f"t1=inf asks for the equilibrium, which {solver} does not stop at; use a relaxation solver such as "
-                "'nesterov', or until=solvers.SteadyState(...)"
-            )
-        self._t1, self._until, self._solver = t1, until, solver
-        self.adjoint = adjoint
+        Row i says how output token i moves with each value token, templates held fixed, averaged over the width of a
+        head (which the dictionary treats alike but thresholds differently). In VARS-S a channel is a head of width 1.
+        In the single-step limit of the softmax dictionary it is the attention matrix. Takes one backward pass per
+        token through the steps of the solve.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            *others, v = (part.detach() for part in self._project(x.clone()))
+            v.requires_grad_()
+            with torch.autocast(x.device.type, enabled=False):
+                args, read_out = self._state_problem(*others, v, **context)
+                state = self._integrate(args, x, adjoint=solvers.Direct()).y1
+                output = read_out(self.field.code(state, args))
+            rows = []
+            for token in range(output.shape[-2]):
+                (row,) = torch.autograd.grad(output[..., token, :].sum(), v, retain_graph=True)
+                rows.append(row.mean(-1))
+        return torch.stack(rows, -2)
+
+    def initial_state(self, args: ReconstructionArgs) -> Tensor:
+        """Where the solve of a problem starts, as `initial` says."""
+        return self.field.feedforward(args) if self.initial == "feedforward" else torch.zeros_like(args.drive)
+
+    def _along_solve(
+        self,
+        measure: Callable[[Tensor, ReconstructionArgs], Tensor],
+        joined: Callable[..., Tensor],
+        x: Tensor,
+        save_at: SaveAt,
+        context: dict[str, Any],
+    ) -> Tensor:
+        """A measure of the codes along the solve; filters of one channel are parts of one problem and are `joined`."""
+        args, _ = self.problem(x, **context)
+        if reason := why_no_energy(self.field, args):
+            raise ValueError(f"this layer's field descends no energy: {reason}")
+        states = self._integrate(args, x, save_at).ys
+        with torch.autocast(x.device.type, enabled=False):
+            values = torch.stack([measure(self.field.code(state, args), args) for state in states])
+        return values if values.ndim == 3 else joined(values.flatten(3), dim=-1)
 
     def _integrate(
         self,
-        args: AnyArgs,
+        args: ReconstructionArgs,
         x: Tensor,
-        save_at: Tensor | Literal["steps"] | None = None,
+        save_at: SaveAt = None,
         adjoint: Adjoint | None = None,
     ) -> solvers.Solution:
-        y0 = self.field.feedforward(args) if self.initial == "feedforward" else torch.zeros_like(args.drive)
         solution = solvers.solve(
             self.field,
-            y0,
+            self.initial_state(args),
             t1=self.t1,
             solver=self.solver,
             args=args,
@@ -122,6 +153,161 @@ class Recurrence:
         if not torch.compiler.is_compiling() and bool((solution.status == solvers.Status.NONFINITE).any()):
             _blame_input(x)
         return solution
+
+    # --- settings ---
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as they stand, by name."""
+        return {name: getattr(self, name) for name in SETTINGS}
+
+    def configure(self, **changes: Any) -> None:
+        """Assign several settings at once; nothing changes where one of them, or their combination, is refused.
+
+        Args:
+            changes: of `SETTINGS`, as for the constructor.
+        """
+        self._assign(self.resolve(**changes))
+
+    def resolve(self, **changes: Any) -> dict[str, Any]:
+        """All settings as they would be with `changes`, names made objects; a ValueError where they are refused."""
+        merged = {**{name: getattr(self, f"_{name}", None) for name in SETTINGS}, **changes}
+        merged["solver"] = solvers.get(merged["solver"])
+        merged["adjoint"] = solvers.adjoints.get(merged["adjoint"])
+        solvers.checks.non_negative_number("sparsity", merged["sparsity"])
+        solvers.checks.one_of("initial state", merged["initial"], INITIAL_STATES)
+        self._check_rate(merged["rate"])
+        _check_horizon(merged["t1"], merged["solver"], merged["until"])
+        return merged
+
+    def _assign(self, settings: dict[str, Any]) -> None:
+        for name, value in settings.items():
+            setattr(self, f"_{name}", value)
+
+    def _check_rate(self, rate: float | str) -> None:
+        if not isinstance(rate, str):
+            solvers.checks.positive_number("rate", rate)
+        elif rate not in self.RATES:
+            names = ", ".join(self.RATES)
+            raise ValueError(f"unknown rate {rate!r}; choose one of {names}, or give a number")
+
+    @property
+    def solver(self) -> solvers.Solver:
+        """The solver; assign a name or an object to change it on a living layer."""
+        return self._solver
+
+    @solver.setter
+    def solver(self, choice: str | solvers.Solver) -> None:
+        self.configure(solver=choice)
+
+    @property
+    def adjoint(self) -> Adjoint:
+        """How gradients get back through the solve; assign a name or an object to change it."""
+        return self._adjoint
+
+    @adjoint.setter
+    def adjoint(self, choice: str | Adjoint) -> None:
+        self.configure(adjoint=choice)
+
+    @property
+    def t1(self) -> float:
+        """The horizon of the solve; assignable."""
+        return self._t1
+
+    @t1.setter
+    def t1(self, horizon: float) -> None:
+        self.configure(t1=horizon)
+
+    @property
+    def until(self) -> SteadyState | None:
+        """When an image has come to rest; assignable."""
+        return self._until
+
+    @until.setter
+    def until(self, rule: SteadyState | None) -> None:
+        self.configure(until=rule)
+
+    @property
+    def sparsity(self) -> float:
+        """lam >= 0; assignable."""
+        return self._sparsity
+
+    @sparsity.setter
+    def sparsity(self, value: float) -> None:
+        self.configure(sparsity=value)
+
+    @property
+    def rate(self) -> float | str:
+        """eta, a number or the name of a step bound; assignable."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, value: float | str) -> None:
+        self.configure(rate=value)
+
+    @property
+    def initial(self) -> str:
+        """Where the solve starts, "feedforward" or "zero"; assignable."""
+        return self._initial
+
+    @initial.setter
+    def initial(self, choice: str) -> None:
+        self.configure(initial=choice)
+
+    def _settings_repr(self) -> str:
+        """For `extra_repr`: how the problem is solved."""
+        shown = {name: value for name, value in self.settings().items() if value is not None}
+        return f"field={self.field}, " + ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+def shared_copy(module: M) -> M:
+    """A copy of a module that shares its parameters and buffers: what is trained in one is trained in both."""
+    shared = itertools.chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
+
+
+def check_tokens(x: Tensor, dim: int) -> None:
+    """A ValueError unless `x` is floating point tokens (batch, tokens, dim), at least one of them."""
+    if x.ndim != 3 or x.shape[-1] != dim or x.shape[1] == 0 or not x.is_floating_point():
+        raise ValueError(
+            f"expected floating point tokens (batch, tokens, {dim}), at least one token, got {x.dtype} of shape "
+            f"{tuple(x.shape)}"
+        )
+
+
+def head_width(dim: int, num_heads: int, attn_head_dim: int | None = None) -> int:
+    """dim / num_heads, or `attn_head_dim`; a ValueError where that is no whole number."""
+    solvers.checks.positive_int("dim", dim)
+    solvers.checks.positive_int("num_heads", num_heads)
+    if attn_head_dim is not None:
+        solvers.checks.positive_int("attn_head_dim", attn_head_dim)
+        return attn_head_dim
+    if dim % num_heads:
+        raise ValueError(
+            f"dim={dim} is not a multiple of num_heads={num_heads}; change one of them, or give attn_head_dim"
+        )
+    return dim // num_heads
+
+
+def refuse_unsupported(owner: str, **stated: Any) -> None:
+    """A ValueError for what timm's models may state of an attention and `owner` has nothing to do with."""
+    asked = [f"{name}={value!r}" for name, value in stated.items() if value]
+    if asked:
+        raise ValueError(f"{owner} has no use for {', '.join(asked)}; leave it out, or take another attention")
+
+
+def _check_horizon(t1: Any, solver: solvers.Solver, until: SteadyState | None) -> None:
+    if isinstance(t1, bool) or not isinstance(t1, int | float) or not t1 > 0:
+        raise ValueError(
+            f"t1, the horizon of the solve, must be a number above 0, got {t1!r}; for no recurrence at all take "
+            "single_step_limit()"
+        )
+    if until is not None and not isinstance(until, SteadyState):
+        raise ValueError(f"until must be a solvers.SteadyState(rtol, atol) or None, got {until!r}")
+    if math.isinf(t1) and until is None and not solver.reaches_equilibrium:
+        raise ValueError(
+            f"t1=inf asks for the equilibrium, which {solver} does not stop at; use a relaxation solver such as "
+            "'nesterov', or until=solvers.SteadyState(...)"
+        )
 
 
 def _blame_input(x: Tensor) -> None:

@@ -1,16 +1,17 @@
-"""Learned recurrence: what a layer may learn beside its projections and templates.
+"""Learned forms: what a layer may learn beside its projections and templates.
 
-Both start as the identity, so that a fresh layer computes what it would without them.
+All start as the identity, so that a fresh layer computes what it would without them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vars_ode.dictionaries import ReadOut, Reconstruction
-from vars_ode.fields import AnyArgs, FactoredArgs, ReconstructionArgs
+from vars_ode.fields import FactoredGram, ReconstructionArgs
 
 StepBound = Callable[[Tensor], Tensor]
 
@@ -25,6 +26,9 @@ class LearnedFactor(nn.Module):
         signed_sparsity: let the threshold's factor change its sign (which "soft" has no meaning for).
     """
 
+    name = "factor"
+    no_weight_decay_names: ClassVar[tuple[str, ...]] = ("factor",)
+
     def __init__(
         self,
         num_templates: int,
@@ -38,15 +42,15 @@ class LearnedFactor(nn.Module):
         self.sparsity_scale = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
         self.rate_scale = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
 
-    def forward(self, problem: Reconstruction, bound: StepBound, sparsity: float) -> tuple[AnyArgs, ReadOut]:
+    def forward(self, problem: Reconstruction, bound: StepBound, sparsity: float) -> tuple[ReconstructionArgs, ReadOut]:
         dtype = problem.gram.dtype
         factor = self.factor.to(dtype)
         scale = self.sparsity_scale if self.signed_sparsity else self.sparsity_scale.abs()
-        args = FactoredArgs(
+        args = ReconstructionArgs(
             drive=problem.drive,
             # The scalars' gradients are small differences of large sums. In the authors' order of operations, as here,
             # they agree with theirs to 1e-5 in float32, in another to 2e-5.
-            gram=factor @ (problem.gram @ factor),
+            gram=FactoredGram(factor @ (problem.gram @ factor)),
             rate=1 / ((1 / bound(problem.gram)) / self.rate_scale.to(dtype)),
             sparsity=sparsity * scale.to(dtype),
         )
@@ -60,13 +64,16 @@ class LearnedDictionary(nn.Module):
         num_templates: m; K is (m, m) and shared by the heads.
     """
 
+    name = "dictionary"
+    no_weight_decay_names: ClassVar[tuple[str, ...]] = ("mixing",)
+
     def __init__(
         self, num_templates: int, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
         self.mixing = nn.Parameter(torch.eye(num_templates, device=device, dtype=dtype))
 
-    def forward(self, problem: Reconstruction, bound: StepBound, sparsity: float) -> tuple[AnyArgs, ReadOut]:
+    def forward(self, problem: Reconstruction, bound: StepBound, sparsity: float) -> tuple[ReconstructionArgs, ReadOut]:
         mixing = self.mixing.to(problem.gram.dtype)
         gram = mixing.T @ problem.gram @ mixing
         drive = mixing.T @ problem.drive
@@ -88,7 +95,30 @@ class MixedReadOut(ReadOut):
 class NotLearned(nn.Module):
     """The problem as the dictionary states it."""
 
-    def forward(self, problem: Reconstruction, bound: StepBound, sparsity: float) -> tuple[AnyArgs, ReadOut]:
+    name: Literal[False] = False
+
+    def forward(self, problem: Reconstruction, bound: StepBound, sparsity: float) -> tuple[ReconstructionArgs, ReadOut]:
         gram = problem.gram
         args = ReconstructionArgs(problem.drive, gram, bound(gram), gram.new_full((), sparsity))
         return args, problem.read_out
+
+
+LEARNED_FORMS = ("factor", "dictionary")
+
+
+def learned_form(
+    name: Literal[False, "factor", "dictionary"], num_templates: int | None, threshold: str, **factory: Any
+) -> NotLearned | LearnedFactor | LearnedDictionary:
+    """The module for `learned=name` of a layer with that many templates; a ValueError where there is none."""
+    if name is False:
+        return NotLearned()
+    if name not in LEARNED_FORMS:
+        raise ValueError(f"learned must be False, {' or '.join(map(repr, LEARNED_FORMS))}, got {name!r}")
+    if num_templates is None:
+        raise ValueError(
+            f"learned={name!r} needs a fixed number of templates, but this dictionary has one per token; take "
+            '"dynamic" or "static+dynamic", or learned=False'
+        )
+    if name == "dictionary":
+        return LearnedDictionary(num_templates, **factory)
+    return LearnedFactor(num_templates, signed_sparsity=threshold == "gelu", **factory)

@@ -18,8 +18,7 @@ from vars_ode.analysis.order import Convergence as Convergence
 from vars_ode.analysis.order import Convergences as Convergences
 from vars_ode.analysis.order import order_of_convergence as order_of_convergence
 from vars_ode.analysis.problems import InitialValueProblem as InitialValueProblem
-from vars_ode.analysis.problems import layer_inputs as layer_inputs
-from vars_ode.analysis.problems import pose as pose
+from vars_ode.analysis.problems import problem_of as problem_of
 from vars_ode.analysis.single_step import SingleStepGap as SingleStepGap
 from vars_ode.analysis.single_step import single_step_gap as single_step_gap
 from vars_ode.analysis.spectrum import spectral_radius as spectral_radius
@@ -27,3 +26,4 @@ from vars_ode.analysis.trace import Trace as Trace
 from vars_ode.analysis.trace import trace as trace
 from vars_ode.analysis.work_precision import WorkPrecision as WorkPrecision
 from vars_ode.analysis.work_precision import work_precision as work_precision
+from vars_ode.models import layer_inputs as layer_inputs

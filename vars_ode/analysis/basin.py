@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import solvers
 from solvers import Status
 from vars_ode.analysis.measurement import Measurement, Row, number
-from vars_ode.analysis.problems import InitialValueProblem, per_problem, pose, relative_error
+from vars_ode.analysis.problems import InitialValueProblem, per_problem, problem_of, relative_error
 from vars_ode.plotting import COLOURS, MARKERS, SMALL, new_figure, tidy
 
 
@@ -64,6 +64,9 @@ class Basin(Measurement):
         return (
             f"Several attractors: in {several} of {self.attractors.numel()} problems, up to {most} for {count} starts."
         )
+
+    def findings(self) -> list[str]:
+        return [self.verdict]
 
     def to_rows(self) -> list[Row]:
         shape = self.end_distance.shape
@@ -154,7 +157,7 @@ def basin(
         raise ValueError("num_starts must be at least 2, as one start has nothing to be compared with; got 1")
     solvers.checks.positive_number("tolerance", tolerance)
     solvers.checks.positive_number("scale", scale)
-    problem = pose(subject, x).to(torch.float64)
+    problem = problem_of(subject, x).to(torch.float64)
     chosen = _solvers(problem, solver, max_steps)
     starts = _starts(problem, num_starts, scale, seed)
     states = list(starts.values())
@@ -212,7 +215,7 @@ def _starts(problem: InitialValueProblem, count: int, scale: float, seed: int) -
 
 
 def _output(subject: nn.Module | InitialValueProblem, x: Tensor | None, code: Tensor) -> Tensor | None:
-    return pose(subject, x).output(code)
+    return problem_of(subject, x).output(code)
 
 
 def _distances(codes: Sequence[Tensor], first: Tensor) -> Tensor:

@@ -1,90 +1,67 @@
-"""The measures of a study one after the other, and its folder."""
+"""Every measure of how a layer's solve converges, on one model and its input."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import solvers as _solvers
 from vars_ode.analysis.basin import basin
 from vars_ode.analysis.equilibrium import Equilibrium, find_equilibrium
-from vars_ode.analysis.foreground import image_foreground, infer_grid
-from vars_ode.analysis.maps import AttentionMaps, attention_maps
+from vars_ode.analysis.foreground import image_foreground
+from vars_ode.analysis.maps import attention_maps
 from vars_ode.analysis.measurement import Measurement
 from vars_ode.analysis.order import Convergences, order_of_convergence, reference_state
-from vars_ode.analysis.problems import InitialValueProblem, Layer, layer_inputs, pose
+from vars_ode.analysis.problems import InitialValueProblem, problem_of
 from vars_ode.analysis.single_step import single_step_gap
+from vars_ode.analysis.subjects import Subject
 from vars_ode.analysis.trace import trace
 from vars_ode.analysis.work_precision import Point, Reference, WorkPrecision, work_precision
-from vars_ode.attention import VARSAttention
-from vars_ode.building import Subject
-from vars_ode.report.convergence import Piece, write_page
+from vars_ode.grids import infer_grid
+from vars_ode.layer import ReconstructionLayer
+from vars_ode.models import layer_inputs
 
-MARKER = "convergence.json"
-PAGE = "index.html"
 DEFAULT_SOLVERS = ("euler", "rk4", "nesterov")
 _TRACE_HORIZON = 40.0
 _LARGE = 50_000  # entries of a state from which on fewer steps are taken
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """What a study is about.
+class Piece(NamedTuple):
+    """A measure that was taken, or why it was not; `stem` names its files."""
 
-    Attributes:
-        subject: the model with its input.
-        layer: the name of the layer looked at.
-        solvers: names, checked.
-    """
-
-    subject: Subject
-    layer: str
-    solvers: tuple[str, ...]
-
-    @property
-    def place(self) -> tuple[Layer, Tensor]:
-        return layer_inputs(self.subject.model, self.subject.inputs)[self.layer]
+    stem: str
+    title: str
+    found: Measurement | None = None
+    missing: str = ""
 
 
-def run_convergence(
-    folder: Path, subject: Subject, solvers: Sequence[str], layer: str | None, facts: dict[str, Any]
-) -> Path:
-    """Measure everything and write it: a CSV and a PNG per measure, and a page; returns the page's path.
-
-    Args:
-        folder: new, empty, or of an earlier study, whose files are replaced.
-        subject: from `build_subject`.
-        solvers: names out of `solvers.available()`.
-        layer: by name; the last one by default.
-        facts: what the page tells of the settings.
-    """
-    names = check_solvers(solvers)
+def chosen_layer(subject: Subject, layer: str | None) -> str:
+    """The layer to look at, the last one by default; a ValueError that lists them for one that is not there."""
     layers = list(layer_inputs(subject.model, subject.inputs))
     if layer is not None and layer not in layers:
         raise ValueError(f"there is no VARS layer {layer!r} in this model; its layers: {', '.join(layers)}")
-    study = Study(subject, layer or layers[-1], names)
-    prepare(folder)
-    pieces, written = [], [PAGE]
-    steps = _steps(study)
-    with tqdm(total=len(steps), desc="measuring", unit="measure", dynamic_ncols=True) as bar:
-        for stem, (title, measure) in steps.items():
-            bar.set_postfix_str(title)
-            piece = _measure(stem, title, measure)
-            if piece.found is not None:
-                written += _save(folder, stem, piece.found, subject.pictures)
-            pieces.append(piece)
-            bar.update()
-    facts = {**facts, "layer": study.layer, "solvers": list(names), "weights": subject.weights}
-    (folder / MARKER).write_text(json.dumps({**facts, "files": written}, indent=1), encoding="utf-8")
-    return write_page(folder / PAGE, folder, pieces, facts)
+    return layer or layers[-1]
+
+
+def measure_convergence(
+    subject: Subject, layer: str, solvers: Sequence[str], progress: Callable[[str, int], object]
+) -> Iterator[Piece]:
+    """One measure after the other; what cannot be measured says why, and the others go on.
+
+    Args:
+        subject: the model with its input.
+        layer: by name.
+        solvers: names out of `solvers.available()`.
+        progress: called with the title of what comes next and the number of measures.
+    """
+    measures = _measures(subject, layer, check_solvers(solvers))
+    for stem, (title, measure) in measures.items():
+        progress(title, len(measures))
+        yield _measure(stem, title, measure)
 
 
 def check_solvers(names: Sequence[str]) -> tuple[str, ...]:
@@ -100,42 +77,18 @@ def check_solvers(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def prepare(folder: Path) -> None:
-    """Make the folder, or clear an earlier study's files out of it; a ValueError where it belongs to something else."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder with --out")
-    try:
-        if (folder / MARKER).is_file():
-            for name in _own_files(folder / MARKER):
-                (folder / name).unlink(missing_ok=True)
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no convergence study; name a new folder with --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARKER).write_text(json.dumps({"files": []}), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}); name another folder with --out") from error
+Measure = tuple[str, Callable[[], Measurement]]
 
 
-def _own_files(marker: Path) -> list[str]:
-    try:
-        names = json.loads(marker.read_text(encoding="utf-8"))["files"]
-        return [name for name in names if isinstance(name, str) and Path(name).name == name]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{marker} cannot be read ({error}); name another folder with --out") from error
-
-
-Step = tuple[str, Callable[[], Measurement]]
-
-
-def _steps(study: Study) -> dict[str, Step]:
+def _measures(subject: Subject, name: str, names: Sequence[str]) -> dict[str, Measure]:
     """File stem -> title and measure, in the order of the page. What several need is computed by the first."""
-    subject, (layer, tokens) = study.subject, study.place
-    problem = pose(layer, tokens)
-    single = pose(layer, tokens[:1])  # curves over the cost of a solve need no more than one input
-    rest = _Once(lambda: find_equilibrium(problem))
-    single_rest = _Once(lambda: find_equilibrium(single))
+    layer, tokens = layer_inputs(subject.model, subject.inputs)[name]
+    problem = problem_of(layer, tokens)
+    single = problem_of(layer, tokens[:1])  # curves over the cost of a solve need no more than one input
+    equilibrium = _Once(lambda: find_equilibrium(problem))
+    single_equilibrium = _Once(lambda: find_equilibrium(single))
     state = _Once(lambda: reference_state(single, 500 if single.y0.numel() > _LARGE else 1000))
-    integrating = [name for name in study.solvers if not _solvers.get(name).reaches_equilibrium]
+    integrating = [name for name in names if not _solvers.get(name).reaches_equilibrium]
     return {
         "convergence": ("Order of convergence", lambda: _orders(single, integrating, state())),
         "work_precision_trajectory": (
@@ -144,9 +97,9 @@ def _steps(study: Study) -> dict[str, Step]:
         ),
         "work_precision_equilibrium": (
             "Work-precision: the equilibrium",
-            lambda: _to_equilibrium(single, study.solvers, single_rest()),
+            lambda: _to_equilibrium(single, names, single_equilibrium()),
         ),
-        "trace": ("Along the solve", lambda: _trace(problem, rest())),
+        "trace": ("Along the solve", lambda: _trace(problem, equilibrium())),
         "basin": ("Basin of attraction", lambda: _basin(problem, single)),
         "single_step_gap": (
             "Distance from self-attention",
@@ -170,7 +123,7 @@ class _Once:
 
 
 def _orders(problem: InitialValueProblem, names: Sequence[str], reference: Tensor) -> Convergences:
-    fixed = [name for name in names if hasattr(_solvers.get(name), "num_steps")]
+    fixed = [name for name in names if isinstance(_solvers.get(name), _solvers.FixedStepSolver)]
     if not fixed:
         raise ValueError(
             "none of the solvers is one of fixed step, such as euler or rk4, whose order could be measured"
@@ -190,8 +143,8 @@ def _to_trajectory(problem: InitialValueProblem, names: Sequence[str], reference
     return _solver_by_solver(problem, names, "trajectory", code)
 
 
-def _to_equilibrium(problem: InitialValueProblem, names: Sequence[str], rest: Equilibrium) -> Measurement:
-    code = rest.require().code
+def _to_equilibrium(problem: InitialValueProblem, names: Sequence[str], equilibrium: Equilibrium) -> Measurement:
+    code = equilibrium.require().code
     return _solver_by_solver(problem, names, "equilibrium", code)
 
 
@@ -211,11 +164,13 @@ def _solver_by_solver(
     return WorkPrecision(tuple(points), reference, str(problem.y0.dtype).removeprefix("torch."), tuple(notes))
 
 
-def _trace(problem: InitialValueProblem, rest: Equilibrium) -> Measurement:
+def _trace(problem: InitialValueProblem, equilibrium: Equilibrium) -> Measurement:
     """Euler with dt = 1, ISTA, whatever the layer's own solver: in its steps spectral radius and energy mean most."""
     horizon = max(_TRACE_HORIZON, problem.t1 if math.isfinite(problem.t1) else 0.0)
     iterations = 10 if problem.y0.numel() > _LARGE else 60
-    return trace(problem, solver=_solvers.Euler(dt=1.0), t1=horizon, rest=rest, power_iterations=iterations)
+    return trace(
+        problem, solver=_solvers.Euler(dt=1.0), t1=horizon, equilibrium=equilibrium, power_iterations=iterations
+    )
 
 
 def _basin(problem: InitialValueProblem, single: InitialValueProblem) -> Measurement:
@@ -224,9 +179,7 @@ def _basin(problem: InitialValueProblem, single: InitialValueProblem) -> Measure
     return basin(problem, num_starts=4, max_steps=5000)
 
 
-def _maps(layer: Layer, tokens: Tensor, subject: Subject) -> Measurement:
-    if not isinstance(layer, VARSAttention):
-        raise ValueError("a convolutional layer mixes tokens by its filters and has no attention map")
+def _maps(layer: ReconstructionLayer, tokens: Tensor, subject: Subject) -> Measurement:
     grid, _ = infer_grid(tokens.shape[1])
     return attention_maps(layer, tokens, foreground=image_foreground(subject.pictures, grid), grid=grid)
 
@@ -236,11 +189,3 @@ def _measure(stem: str, title: str, measure: Callable[[], Measurement]) -> Piece
         return Piece(stem, title, measure())
     except (ValueError, RuntimeError, torch.OutOfMemoryError) as error:  # the others go on; the page tells why
         return Piece(stem, title, missing=str(error))
-
-
-def _save(folder: Path, stem: str, found: Measurement, pictures: Tensor) -> list[str]:
-    names = [f"{stem}.csv", f"{stem}.png"]
-    found.to_csv(folder / names[0])
-    figure = found.plot(pictures) if isinstance(found, AttentionMaps) else found.plot()
-    figure.savefig(folder / names[1], dpi=150)
-    return names

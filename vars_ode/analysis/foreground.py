@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Grid = tuple[int, int]
+from vars_ode.grids import Grid, check_tokens
 
 
 def boundary_foreground(features: Tensor, grid: Grid) -> Tensor:
@@ -23,7 +21,7 @@ def boundary_foreground(features: Tensor, grid: Grid) -> Tensor:
         features: what a token is described by, (batch, tokens, channels), tokens in row-major order.
         grid: (height, width) with height * width tokens.
     """
-    check_grid(grid, features.shape[1])
+    check_tokens(grid, features.shape[1])
     height, width = grid
     border = torch.ones(height, width, dtype=torch.bool, device=features.device)
     border[1:-1, 1:-1] = False
@@ -36,23 +34,6 @@ def image_foreground(images: Tensor, grid: Grid) -> Tensor:
     """`boundary_foreground` with each patch described by its mean colour: images (batch, channels, height, width)."""
     colours = F.adaptive_avg_pool2d(images, grid).flatten(2).transpose(1, 2)
     return boundary_foreground(colours, grid)
-
-
-def infer_grid(tokens: int) -> tuple[Grid, int]:
-    """(square grid, prefix tokens) that `tokens` make: the largest square that leaves at most eight."""
-    side = math.isqrt(tokens)
-    prefix = tokens - side**2
-    if prefix > 8:
-        raise ValueError(
-            f"{tokens} tokens are no square grid with up to 8 prefix tokens; give grid=(height, width), whose tokens "
-            "come last"
-        )
-    return (side, side), prefix
-
-
-def check_grid(grid: Grid, tokens: int) -> None:
-    if len(grid) != 2 or math.prod(grid) != tokens:
-        raise ValueError(f"the grid {tuple(grid)} has {math.prod(grid)} places, but there are {tokens} tokens")
 
 
 def _otsu(values: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import solvers
-from vars_ode.analysis.foreground import Grid, boundary_foreground, check_grid, infer_grid
+from vars_ode.analysis.foreground import boundary_foreground
 from vars_ode.analysis.measurement import Measurement, Row, number
-from vars_ode.analysis.problems import check_layer, evaluating, with_its_step
-from vars_ode.attention import VARSAttention
+from vars_ode.analysis.problems import check_layer, with_its_step
+from vars_ode.grids import Grid, check_tokens, infer_grid
+from vars_ode.layer import ReconstructionLayer
+from vars_ode.measuring import evaluation_mode
+from vars_ode.models import with_solver
 from vars_ode.plotting import COLOURS, SMALL, new_figure, tidy
 
 MAX_PICTURES = 4
@@ -51,6 +53,13 @@ class AttentionMaps(Measurement):
         """How strongly each place is attended to, |A| over queries and heads, (times, batch, height, width); sum 1."""
         mass = self.maps[..., -math.prod(self.grid) :].abs().sum((2, 3))
         return (mass / _positive(mass.sum(-1, keepdim=True))).unflatten(-1, self.grid)
+
+    def findings(self) -> list[str]:
+        lift = (self.concentration.mean(2) / _positive(self.chance)).mean(1)
+        return [
+            f"Attention on the foreground is {float(lift[0]):.2f} times its area at t = {self.times[0]:g}, and "
+            f"{float(lift[-1]):.2f} times at t = {self.times[-1]:g}."
+        ]
 
     def to_rows(self) -> list[Row]:
         return [
@@ -106,7 +115,7 @@ class AttentionMaps(Measurement):
 
 
 def attention_maps(
-    layer: VARSAttention,
+    layer: ReconstructionLayer,
     x: Tensor,
     times: Sequence[float] = (0.0, 1.0, 2.0, 5.0, 20.0),
     *,
@@ -126,15 +135,15 @@ def attention_maps(
         solver: the layer's own by default, with the step that it has over the layer's own horizon; Euler with dt = 1
             in place of relaxation methods, which know no time.
     """
-    check_layer(layer, (VARSAttention,))
+    check_layer(layer)
     times = _check_times(times)
     size, prefix = (grid, x.shape[1] - math.prod(grid)) if grid is not None else infer_grid(x.shape[1])
-    check_grid(size, x.shape[1] - prefix)
+    check_tokens(size, x.shape[1] - prefix)
     if foreground is None:
         foreground = boundary_foreground(x[:, prefix:], size)
     foreground = _check_foreground(foreground, (x.shape[0], math.prod(size)))
     stepping = _stepping(layer, solver)
-    with evaluating(layer):
+    with evaluation_mode(layer):
         maps = torch.stack([_at(layer, time, stepping).attention_map(x).detach() for time in times]).cpu()
     foreground = foreground.cpu()
     mass = maps[..., prefix:].abs().double()
@@ -142,15 +151,14 @@ def attention_maps(
     return AttentionMaps(times, maps, foreground, on_it, foreground.double().mean(1), (size[0], size[1]))
 
 
-def _at(layer: VARSAttention, time: float, solver: solvers.Solver) -> VARSAttention:
+def _at(layer: ReconstructionLayer, time: float, solver: solvers.Solver) -> ReconstructionLayer:
     """The same layer, parameters shared, with another horizon."""
-    twin = copy.copy(layer)
     instant = time < _INSTANT
-    twin._set_solution(max(time, _INSTANT), solvers.Euler(num_steps=1) if instant else solver, layer.adjoint, None)
-    return twin
+    solver = solvers.Euler(num_steps=1) if instant else solver
+    return with_solver(layer, solver, t1=max(time, _INSTANT), until=False)
 
 
-def _stepping(layer: VARSAttention, choice: str | solvers.Solver | None) -> solvers.Solver:
+def _stepping(layer: ReconstructionLayer, choice: str | solvers.Solver | None) -> solvers.Solver:
     solver = solvers.get(layer.solver if choice is None else choice)
     if solver.reaches_equilibrium:
         if choice is not None:

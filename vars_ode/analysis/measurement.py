@@ -24,6 +24,10 @@ class Measurement(ABC):
     def to_rows(self) -> list[Row]:
         """One flat mapping per number measured, all with the same keys; None for what does not exist."""
 
+    @abstractmethod
+    def findings(self) -> list[str]:
+        """What the numbers say, in sentences."""
+
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the rows; returns the path."""
         path, rows = Path(path), self.to_rows()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +48,9 @@ class Convergence(Measurement):
         known = {"solver": self.solver, "nominal_order": self.nominal, "measured_order": number(self.slope)}
         return [{**known, "steps": n, "dt": dt, "error": number(error), "used": used} for n, dt, error, used in lines]
 
+    def findings(self) -> list[str]:
+        return [f"{self.solver} converges at order {self.slope:.2f}."] if math.isfinite(self.slope) else []
+
     def plot(self) -> Figure:
         return Convergences((self,)).plot()
 
@@ -61,6 +63,9 @@ class Convergences(Measurement):
 
     def to_rows(self) -> list[Row]:
         return [row for part in self.parts for row in part.to_rows()]
+
+    def findings(self) -> list[str]:
+        return [sentence for part in self.parts for sentence in part.findings()]
 
     def plot(self) -> Figure:
         """Errors over dt, each solver with the line fitted to it."""
@@ -142,7 +147,7 @@ def reference_state(problem: InitialValueProblem, num_steps: int = 2000) -> Tens
 
 def _fixed_step(solver: str | solvers.Solver) -> solvers.Solver:
     chosen = solvers.get(solver)
-    if "num_steps" not in {field.name for field in dataclasses.fields(chosen)}:  # type: ignore[arg-type]
+    if not isinstance(chosen, solvers.FixedStepSolver):
         raise ValueError(
             f"{type(chosen).__name__} does not take a given number of steps, so it has no order to measure; choose a "
             "fixed-step solver such as 'rk4', or compare it by work_precision"

@@ -1,13 +1,12 @@
-"""What is measured: an initial value problem, or that which a layer poses for an input."""
+"""What is measured: an initial value problem, or the one that a layer states for an input."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 import solvers
 from solvers import SteadyState
 from solvers.tree import cast_floating, map_tensors
-from vars_ode.attention import VARSAttention
-from vars_ode.convolutional import VARSConvAttention
-from vars_ode.fields import FactoredArgs, ReconstructionArgs
+from vars_ode.fields import why_no_energy
+from vars_ode.layer import ReconstructionLayer
+from vars_ode.measuring import evaluation_mode
+from vars_ode.models import vars_layers
 
-Layer = VARSAttention | VARSConvAttention
+L = TypeVar("L", bound=ReconstructionLayer)
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,11 @@ class InitialValueProblem:
     @property
     def is_convex(self) -> bool:
         """Whether the field comes to rest at the minimisers of the convex energy E."""
-        return isinstance(self.args, ReconstructionArgs) and getattr(self.field, "threshold", None) == "soft"
+        return self.why_no_energy() is None
 
     def why_no_energy(self) -> str | None:
         """Why there is no energy to measure; None where there is one."""
-        if self.is_convex:
-            return None
-        if isinstance(self.args, FactoredArgs):
-            return (
-                'no energy: learned="factor" replaces the Gram by K G K but not the drive; learned="dictionary" has one'
-            )
-        if isinstance(self.args, ReconstructionArgs):
-            kind = getattr(self.field, "threshold", None)
-            return f'no energy: the threshold {kind!r} is not the proximal operator of |a|_1; "soft" is'
-        return f"no energy: {type(self.field).__name__} is not a field of sparse reconstruction"
+        return why_no_energy(self.field, self.args)
 
     def solve(
         self,
@@ -102,15 +93,13 @@ class InitialValueProblem:
 def with_its_step(choice: str | solvers.Solver, t1: float) -> solvers.Solver:
     """The solver for other horizons than t1: one that cuts t1 into `num_steps` keeps the length of these steps."""
     solver = solvers.get(choice)
-    options = {field.name for field in fields(solver)}  # type: ignore[arg-type]
-    steps = getattr(solver, "num_steps", None)
-    if {"num_steps", "dt"} <= options and steps and math.isfinite(t1):
-        return solvers.get(solver, num_steps=None, dt=t1 / steps)
+    if isinstance(solver, solvers.FixedStepSolver) and solver.num_steps and math.isfinite(t1):
+        return solvers.get(solver, num_steps=None, dt=t1 / solver.num_steps)
     return solver
 
 
-def pose(subject: nn.Module | InitialValueProblem, x: Tensor | None = None) -> InitialValueProblem:
-    """The problem that `subject` poses.
+def problem_of(subject: nn.Module | InitialValueProblem, x: Tensor | None = None) -> InitialValueProblem:
+    """The initial value problem that `subject` states.
 
     Args:
         subject: a VARS layer, or a problem, which is returned as it is.
@@ -122,74 +111,30 @@ def pose(subject: nn.Module | InitialValueProblem, x: Tensor | None = None) -> I
                 "got an InitialValueProblem and an input x; a problem holds its input already: leave x out"
             )
         return subject
-    check_layer(subject)
+    layer: ReconstructionLayer = check_layer(subject)
     if not isinstance(x, Tensor):
         raise ValueError(
-            f"a layer poses a problem for an input only: give x, tokens (batch, tokens, dim); got {type(x).__name__}"
+            f"a layer states a problem for an input only: give x, tokens (batch, tokens, dim); got {type(x).__name__}"
         )
-    layer: Any = subject
-    with evaluating(layer), torch.no_grad():
-        posed = layer.problem(x)
-        args, own = posed if isinstance(layer, VARSAttention) else (posed, None)
+    with evaluation_mode(layer), torch.no_grad():
+        args, read_out = layer.problem(x)
         args = map_tensors(torch.Tensor.detach, args)
-        y0 = layer.field.feedforward(args) if layer.initial == "feedforward" else torch.zeros_like(args.drive)
-    read_out = None if own is None else lambda code: own(code.to(y0.dtype))  # templates stay in the layer's precision
-    return InitialValueProblem(layer.field, y0, args, layer.t1, layer.solver, layer.until, read_out)
+        y0 = layer.initial_state(args)
+
+    def in_its_precision(code: Tensor) -> Tensor:
+        return read_out(code.to(y0.dtype))  # templates stay in the layer's
+
+    return InitialValueProblem(layer.field, y0, args, layer.t1, layer.solver, layer.until, in_its_precision)
 
 
-def check_layer(layer: Any, kinds: tuple[type, ...] = (VARSAttention, VARSConvAttention)) -> None:
-    """A ValueError unless `layer` is of one of `kinds`."""
-    if not isinstance(layer, kinds):
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        hint = "; layer_inputs(model, images) finds the layers of a model and their inputs" if _is_model(layer) else ""
-        raise ValueError(f"expected {expected}, got {type(layer).__name__}{hint}")
-
-
-def _is_model(subject: Any) -> bool:
-    return isinstance(subject, nn.Module) and any(isinstance(m, VARSAttention) for m in subject.modules())
-
-
-def layer_inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[Layer, Tensor]]:
-    """The VARS layers of a model by name, in the order they are called, each with the tokens that reach it.
-
-    Args:
-        model: any module; a layer itself goes by the name "layer".
-        x: what the model takes.
-
-    Raises:
-        ValueError: there is no VARS layer in it.
-    """
-    found: dict[str, tuple[Layer, Tensor]] = {}
-    names = {module: name or "layer" for name, module in model.named_modules() if isinstance(module, Layer)}
-    if not names:
-        raise ValueError(
-            f"there is no VARS layer in this {type(model).__name__}; build it with VARS attention, such as "
-            'timm.create_model("vit_tiny_patch16_224", attn_layer="vars_d")'
-        )
-
-    def keep(layer: Any, inputs: tuple[Any, ...]) -> None:
-        found.setdefault(names[layer], (layer, inputs[0].detach()))
-
-    handles = [layer.register_forward_pre_hook(keep) for layer in names]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside: dropout is noise to a measurement. Every module gets its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def check_layer(layer: Any, kind: type[L] = ReconstructionLayer) -> L:  # type: ignore[assignment]
+    """`layer` itself; a ValueError unless it is a VARS layer, of `kind`."""
+    if isinstance(layer, kind):
+        return layer
+    is_model = isinstance(layer, nn.Module) and bool(vars_layers(layer))
+    hint = "; layer_inputs(model, images) finds the layers of a model and their inputs" if is_model else ""
+    expected = "a VARS layer" if kind is ReconstructionLayer else kind.__name__
+    raise ValueError(f"expected {expected}, got {type(layer).__name__}{hint}")
 
 
 def per_problem(values: Tensor) -> Tensor:

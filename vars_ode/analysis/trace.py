@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import solvers
 from vars_ode.analysis.equilibrium import Equilibrium, find_equilibrium
 from vars_ode.analysis.measurement import Measurement, Row, number
-from vars_ode.analysis.problems import InitialValueProblem, per_problem, pose, relative_error, with_its_step
+from vars_ode.analysis.problems import InitialValueProblem, per_problem, problem_of, relative_error, with_its_step
 from vars_ode.analysis.spectrum import spectral_radius
 from vars_ode.fields import energy, kkt_residual
 from vars_ode.plotting import COLOURS, new_figure, plain_log_axis, tidy
@@ -33,7 +33,7 @@ class Trace(Measurement):
         active_fraction: share of the code's entries that are not zero.
         distance: |a - a*|_2 / |a*|_2 to the equilibrium; None where none was found.
         spectral_radius: of T'(y), T(y) = y + f(y); NaN at states where it was not computed.
-        energy_at_rest: E(a*), (batch, heads); None where either is missing.
+        equilibrium_energy: E(a*), (batch, heads); None where either is missing.
         notes: why what is None is None, and whether the solve left the finite numbers.
     """
 
@@ -44,8 +44,21 @@ class Trace(Measurement):
     active_fraction: Tensor
     distance: Tensor | None
     spectral_radius: Tensor
-    energy_at_rest: Tensor | None
+    equilibrium_energy: Tensor | None
     notes: tuple[str, ...]
+
+    def findings(self) -> list[str]:
+        sentences = [f"{note[0].upper()}{note[1:]}." for note in self.notes]
+        if self.energy is not None:
+            slack = 1e-9 * self.energy.abs().amax(0)
+            falls = (self.energy.diff(dim=0) <= slack).all(0)
+            sentences.append(f"The energy never rises in {int(falls.sum())} of {falls.numel()} problems.")
+        if self.distance is not None:
+            start, end = (float(self.distance[i].median()) for i in (0, -1))
+            sentences.append(
+                f"The distance to the equilibrium goes from {start:.2g} to {end:.2g} by t = {float(self.times[-1]):g}."
+            )
+        return sentences
 
     def to_rows(self) -> list[Row]:
         columns = ("energy", "kkt", "residual", "active_fraction", "distance", "spectral_radius")
@@ -61,11 +74,11 @@ class Trace(Measurement):
         """Six panels: the median over samples and heads, and the range from the least to the largest as a band."""
         figure = new_figure(10.5, 6.0)
         grid = figure.subplots(2, 3).ravel()
-        at_rest = self.energy_at_rest
-        excess = self.energy if self.energy is None or at_rest is None else self.energy - at_rest
-        label = "energy E(a)" if at_rest is None else "energy above rest, E(a) - E(a*)"
+        equilibrium_energy = self.equilibrium_energy
+        excess = self.energy if self.energy is None or equilibrium_energy is None else self.energy - equilibrium_energy
+        label = "energy E(a)" if equilibrium_energy is None else "energy above rest, E(a) - E(a*)"
         why = {note.split(":")[0]: note.split(": ", 1)[-1] for note in self.notes}
-        self._panel(grid[0], excess, label, at_rest is not None, why.get("no energy"))
+        self._panel(grid[0], excess, label, equilibrium_energy is not None, why.get("no energy"))
         self._panel(grid[1], self.kkt, "KKT residual", True, why.get("no energy"))
         self._panel(grid[2], self.distance, "distance to equilibrium", True, why.get("no equilibrium"))
         self._panel(grid[3], self.residual, "residual max |f|", True)
@@ -101,7 +114,7 @@ def trace(
     times: Sequence[float] | None = None,
     power_iterations: int = 60,
     spectral_points: int = 21,
-    rest: Equilibrium | None = None,
+    equilibrium: Equilibrium | None = None,
 ) -> Trace:
     """Follow a solve.
 
@@ -113,9 +126,9 @@ def trace(
         times: when to look; at every step by default, or at 21 times for solvers whose samples step by themselves.
         power_iterations: vector-Jacobian products per spectral radius; 0 computes none.
         spectral_points: at how many of the states, evenly spaced, to compute it.
-        rest: the equilibrium, where it is known already.
+        equilibrium: where it is known already.
     """
-    problem = pose(subject, x)
+    problem = problem_of(subject, x)
     horizon = problem.t1 if t1 is None else t1
     chosen = solvers.get(solver) if solver is not None else with_its_step(problem.solver, problem.t1)
     solution = problem.solve(chosen, horizon, times if times is not None else "steps")
@@ -124,25 +137,33 @@ def trace(
     exact = problem.to(torch.float64)
     states = solution.ys.double()
     codes = [exact.code(state) for state in states]
-    rest = rest or find_equilibrium(problem)
-    no_energy, no_rest, broken = problem.why_no_energy(), _why_no_rest(rest), _why_not_finite(solution)
+    equilibrium = equilibrium or find_equilibrium(problem)
+    reason = problem.why_no_energy()
+    no_energy = f"no energy: {reason}" if reason else None
+    no_equilibrium, not_finite = _why_no_equilibrium(equilibrium), _why_not_finite(solution)
     return Trace(
         times=solution.ts.double().cpu(),
         energy=None if no_energy else _along(energy, codes, exact),
         kkt=None if no_energy else _along(kkt_residual, codes, exact, worst=True),
         residual=torch.stack([_residual(exact, state) for state in states]).cpu(),
         active_fraction=torch.stack([per_problem((code != 0).double()).mean(-1) for code in codes]).cpu(),
-        distance=None if no_rest else torch.stack([relative_error(code, rest.code) for code in codes]).cpu(),
+        distance=None
+        if no_equilibrium
+        else torch.stack([relative_error(code, equilibrium.code) for code in codes]).cpu(),
         spectral_radius=_spectra(exact, states, power_iterations, spectral_points).cpu(),
-        energy_at_rest=None if no_energy or no_rest else _along(energy, [rest.code], exact)[0],
-        notes=tuple(note for note in (no_energy, no_rest, broken) if note),
+        equilibrium_energy=None if no_energy or no_equilibrium else _along(energy, [equilibrium.code], exact)[0],
+        notes=tuple(note for note in (no_energy, no_equilibrium, not_finite) if note),
     )
+
+
+def _distances(codes: Sequence[Tensor], expected: Tensor) -> Tensor:
+    return torch.stack([relative_error(code, expected) for code in codes]).cpu()
 
 
 def _along(
     measure: Callable[[Tensor, Any], Tensor], codes: Sequence[Tensor], problem: InitialValueProblem, worst: bool = False
 ) -> Tensor:
-    """A measure of codes per problem; what it tells apart within one (filters of a channel) is summed, or its worst."""
+    """A measure of codes per problem. In VARS-S a channel is a problem: its filters are summed, or the worst counts."""
     with torch.no_grad():
         values = torch.stack([measure(code, problem.args) for code in codes])
     if problem.y0.ndim > 4:
@@ -166,12 +187,12 @@ def _spectra(problem: InitialValueProblem, states: Tensor, iterations: int, poin
     return found
 
 
-def _why_no_rest(rest: Equilibrium) -> str | None:
-    if bool(rest.converged.all()):
+def _why_no_equilibrium(found: Equilibrium) -> str | None:
+    if bool(found.converged.all()):
         return None
-    count, worst = int((~rest.converged).sum()), float(rest.residual.nan_to_num(float("inf")).max())
+    count, worst = int((~found.converged).sum()), float(found.residual.nan_to_num(float("inf")).max())
     return (
-        f"no equilibrium: {count} of {len(rest.converged)} samples did not come to rest, max |f| stays at {worst:.2g}"
+        f"no equilibrium: {count} of {len(found.converged)} samples did not come to rest, max |f| stays at {worst:.2g}"
     )
 
 

@@ -18,7 +18,7 @@ from solvers import Status
 from vars_ode.analysis.equilibrium import find_equilibrium
 from vars_ode.analysis.measurement import Measurement, Row, number
 from vars_ode.analysis.order import reference_state
-from vars_ode.analysis.problems import InitialValueProblem, pose, relative_error
+from vars_ode.analysis.problems import InitialValueProblem, problem_of, relative_error
 from vars_ode.measuring import cost_of
 from vars_ode.plotting import COLOURS, DASHES, MARKERS, literal, new_figure, tidy
 
@@ -72,6 +72,16 @@ class WorkPrecision(Measurement):
     reference: Reference
     dtype: str
     notes: tuple[str, ...] = ()
+
+    def findings(self) -> list[str]:
+        reached = [point for point in self.points if math.isfinite(point.error)]
+        if not reached:
+            return ["None of the solvers came to a finite result."]
+        best = min(reached, key=lambda point: point.error)
+        return [
+            f"Closest to the {self.reference}: {best.solver} ({best.setting}), with an error of {best.error:.2g} for "
+            f"{best.evaluations:.0f} field evaluations and {best.milliseconds:.2g} ms."
+        ]
 
     def to_rows(self) -> list[Row]:
         rows = [dataclasses.asdict(point) for point in self.points]
@@ -154,7 +164,7 @@ def work_precision(
         raise ValueError(f"reference must be one of {', '.join(map(repr, get_args(Reference)))}, got {reference!r}")
     if isinstance(solvers, str | _solvers.Solver) or not solvers:
         raise ValueError(f"solvers must be a sequence of names or solver objects, got {solvers!r}")
-    problem = pose(subject, x)
+    problem = problem_of(subject, x)
     problem = problem if dtype is None else problem.to(dtype)
     trials = [trial for choice in solvers for trial in _series(choice, reference, problem.t1, steps, tolerances)]
     expected = reference_code if reference_code is not None else _reference_code(problem, reference)
@@ -184,13 +194,12 @@ def _series(
         raise ValueError(f'{what}; use reference="equilibrium", or a finite t1 and solvers such as "rk4"')
     if not isinstance(choice, str):
         return [_Trial(solver, name, str(solver), 0.0, t1)]
-    options: set[str] = {field.name for field in dataclasses.fields(solver)}  # type: ignore[arg-type]
     if reference == "equilibrium":
         return [_towards_equilibrium(solver, name, count) for count in steps or EQUILIBRIUM_STEPS]
-    if "num_steps" in options:
+    if isinstance(solver, _solvers.FixedStepSolver):
         counts = steps or TRAJECTORY_STEPS
         return [_Trial(_solvers.get(solver, num_steps=n), name, f"num_steps={n}", float(n), t1) for n in counts]
-    if {"rtol", "atol"} <= options:
+    if isinstance(solver, _solvers.AdaptiveSolver | _solvers.Scipy):
         return [
             _Trial(_solvers.get(solver, rtol=r, atol=0.1 * r), name, f"rtol={r:g}", -math.log10(r), t1) for r in tols
         ]

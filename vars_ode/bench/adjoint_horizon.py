@@ -55,7 +55,7 @@ def adjoint_horizon(horizons: Sequence[float] = (5.0, 10.0, 20.0, 30.0)) -> list
 def active_set_gradient(args: ReconstructionArgs) -> Tensor:
     """The gradient at the equilibrium a, which is G_SS^-1 (b_S - lam sign(a_S)) on its support S and zero elsewhere."""
     rest = solvers.solve(ProximalFlow(), torch.zeros_like(args.drive), solver=EQUILIBRIUM[0], args=args).y1
-    drive, gram = args.drive.clone().requires_grad_(), args.gram.clone().requires_grad_()
+    drive, gram = args.drive.clone().requires_grad_(), args.dense_gram.clone().requires_grad_()
     support = (rest.abs() > 1e-8).to(rest.dtype).mT  # (batch, dim, features)
     matrix = gram[:, None] * support[..., :, None] * support[..., None, :] + torch.diag_embed(1 - support)
     code = torch.linalg.solve(matrix, support * (drive - args.sparsity * rest.sign()).mT)
@@ -65,7 +65,7 @@ def active_set_gradient(args: ReconstructionArgs) -> Tensor:
 def _gradient(
     args: ReconstructionArgs, horizon: float, solver: solvers.Solver, adjoint: solvers.adjoints.Adjoint
 ) -> Tensor:
-    drive, gram = args.drive.clone().requires_grad_(), args.gram.clone().requires_grad_()
+    drive, gram = args.drive.clone().requires_grad_(), args.dense_gram.clone().requires_grad_()
     leaves = args._replace(drive=drive, gram=gram)
     code = solvers.solve(ProximalFlow(), torch.zeros_like(drive), horizon, solver, leaves, adjoint=adjoint).y1
     return _flat_gradient(code, drive, gram)

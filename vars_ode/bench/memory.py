@@ -1,47 +1,16 @@
 """How much memory the adjoints need as the number of steps grows."""
 
 import warnings
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import solvers
 from solvers.adjoints import Adjoint
 from vars_ode.bench.problem import reconstruction_args
 from vars_ode.fields import ProximalFlow
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors alive at once that were made inside it; `peak` is the most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._live: dict[int, int] = {}
-        self._total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in solvers.tree.tensors(result):
-            self._watch(leaf)
-        return result
-
-    def _watch(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._live:
-            self._live[key] = storage.nbytes()
-            self._total += storage.nbytes()
-            weakref.finalize(storage, self._forget, key)
-            self.peak = max(self.peak, self._total)
-
-    def _forget(self, key: int) -> None:
-        self._total -= self._live.pop(key, 0)
+from vars_ode.measuring import PeakMemory
 
 
 @dataclass(frozen=True)
@@ -69,7 +38,7 @@ def memory(steps: Sequence[int] = (5, 20, 80, 320)) -> list[MemoryRow]:
 
 def _peak(adjoint: str, steps: int) -> int:
     args = reconstruction_args(tokens=49, features=32, head_dim=16, dtype=torch.float32)
-    leaves = tuple(part.requires_grad_() for part in (args.drive, args.gram))
+    leaves = tuple(part.requires_grad_() for part in (args.drive, args.dense_gram))
     solver: solvers.Solver = solvers.Euler(num_steps=steps)
     if adjoint == "implicit":
         solver = solvers.FixedPoint(max_steps=steps, rtol=0.0, atol=1e-300)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import solvers
-from vars_ode.convolutional import VARSConvAttention, synthesis
+from vars_ode.convolutional import ConvolutionGram, VARSConvAttention, synthesis
 
 
 class FormedGram(NamedTuple):
@@ -70,15 +70,16 @@ def vars_s(batch: int = 8, grid: tuple[int, int] = (14, 14), channels: int = 192
     layer = VARSConvAttention(channels, grid)
     x = torch.randn(batch, grid[0] * grid[1], channels)
     with torch.no_grad():
-        args = layer.problem(x)
+        args, _ = layer.problem(x)
+        assert isinstance(args.gram, ConvolutionGram)
         y0 = layer.field.feedforward(args)
         grams: list[Callable[[], Any]] = [lambda: args.gram]
-        grams += [partial(FormedGram.of, args.gram[0], product) for product in ("einsum", "matmul")]
+        grams += [partial(FormedGram.of, args.gram.filters, product) for product in ("einsum", "matmul")]
 
         def steps(gram: Callable[[], Any]) -> Tensor:
             return solvers.solve(layer.field, y0, 3.0, args=args._replace(gram=gram())).y1
 
-        filters, spectrum = torch.view_as_complex(args.gram[0]), torch.fft.rfft2(y0, norm="ortho")
+        filters, spectrum = torch.view_as_complex(args.gram.filters), torch.fft.rfft2(y0, norm="ortho")
         product: list[Callable[[], Tensor]] = [lambda: filters * synthesis(filters, spectrum).unsqueeze(2)]
 
         def apply(gram: Callable[[], Any]) -> Tensor:

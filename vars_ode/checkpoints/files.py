@@ -1,13 +1,12 @@
-"""Files: what is in them, read without unpickling arbitrary objects; and an atomic way to write them."""
+"""What is in a checkpoint file, read without unpickling arbitrary objects."""
 
 import argparse
 import json
 import os
 import pickle
-import secrets
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,25 +158,6 @@ def _strip_prefixes(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list
     while tensors and any(all(key.startswith(prefix) for key in tensors) for prefix in WRAPPERS):
         tensors = {key.partition(".")[2]: value for key, value in tensors.items()}
     return tensors, others
-
-
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new file beside `path`, then put it in place: readers see the old file or the new, whole."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _shorten(names: Any, limit: int = 6) -> str:

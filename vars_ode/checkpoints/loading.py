@@ -19,6 +19,7 @@ from vars_ode import fourier
 from vars_ode.checkpoints import authors, files
 from vars_ode.checkpoints.files import FORMAT, CheckpointError
 from vars_ode.checkpoints.recognition import Recognition, recognise
+from vars_ode.files import write_atomically
 from vars_ode.models import RobustVisionTransformer
 
 
@@ -87,7 +88,7 @@ def load_checkpoint(
         if contents.config is not None:
             recognition = _from_config(contents.config, hints)
         else:
-            recognition = recognise(state, contents.settings, hints)
+            recognition = recognise(state, contents.settings, hints, theirs)
         model = RobustVisionTransformer(**recognition.config).eval()
         if "num_classes" in hints:
             ignored += _drop_other_head(state, model)
@@ -202,14 +203,14 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, /, **entries
             raise ValueError(f"safetensors files hold tensors alone, got the entries {', '.join(entries)}")
         metadata = {"format": "pt", **({FORMAT: json.dumps(stored)} if stored is not None else {})}
         separate = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-        files.write_atomically(path, lambda target: safetensors.torch.save_file(separate, target, metadata))
+        write_atomically(path, lambda target: safetensors.torch.save_file(separate, target, metadata))
         return
     reserved = {"model", "config", "format"} & set(entries)
     if reserved:
         raise ValueError(f"the entries {', '.join(sorted(reserved))} are the checkpoint's own; name yours otherwise")
     _require_plain(entries, "entries")
     contents = {"format": FORMAT, "model": state, "config": stored, **entries}
-    files.write_atomically(path, lambda target: torch.save(contents, target))
+    write_atomically(path, lambda target: torch.save(contents, target))
 
 
 def _require_plain(value: Any, where: str) -> None:

@@ -28,6 +28,11 @@ NORMALIZATION = (
     "normalize_queries={other} if accuracy is not what you expect"
 )
 
+ARITHMETIC = (
+    "whether VARS-S was trained in the authors' arithmetic leaves no trace in a state dict. Taken: revision='paper', "
+    "theirs; compare with revision='corrected', the default of new models"
+)
+
 
 @dataclass
 class Recognition:
@@ -44,13 +49,14 @@ class Recognition:
             self.found.append(f"{name}={value!r} ({why})")
 
 
-def recognise(state: State, settings: Mapping[str, Any], hints: Mapping[str, Any]) -> Recognition:
+def recognise(state: State, settings: Mapping[str, Any], hints: Mapping[str, Any], theirs: bool = True) -> Recognition:
     """The arguments of `RobustVisionTransformer` for a state dict under our keys.
 
     Args:
         state: the state dict.
         settings: what the file says beside it.
         hints: arguments that are known; they come before everything else.
+        theirs: whether it is the authors' state dict, under our keys.
 
     Raises:
         CheckpointError: the state dict is not that of such a model, or what it leaves open has no safe default.
@@ -65,8 +71,12 @@ def recognise(state: State, settings: Mapping[str, Any], hints: Mapping[str, Any
     settings = _flatten(settings)
     _scale(state, settings, result)
     _revision(state, settings, result)
+    if result.config["attention"] == "vars-s" and "revision" not in result.config:
+        result.settle("revision", "paper", "the arithmetic of published VARS-S weights")
+        if not theirs:
+            result.ambiguous.append(ARITHMETIC)
     _img_size(state, settings, result)
-    for name in ("sparsity", "num_steps"):
+    for name in ("sparsity", "num_steps") if result.config["attention"].startswith("vars") else ():
         if (value := _setting(settings, name)) is not None:
             result.settle(name, value, "stored in the file")
     return result
@@ -168,7 +178,8 @@ def _revision(state: State, settings: Mapping[str, Any], result: Recognition) ->
     if any(key.endswith("attn.learned.factor") for key in state):
         result.settle("revision", "learned", "keys")
     elif any(key.endswith("attn.learned.mixing") for key in state):
-        result.settle("learned", "dictionary", "keys")
+        result.config["attention"] = f"{attention}-dictionary"
+        result.found.append(f"attention={result.config['attention']!r} (keys)")
     elif attention in ("vars-d", "vars-sd"):
         result.settle("revision", "paper", "no learned recurrence among the keys")
     era = _ERAS.get(str(settings.get("era")))

@@ -7,7 +7,6 @@ from vars_ode.dictionaries.dictionary import Reconstruction as Reconstruction
 from vars_ode.dictionaries.dictionary import Shape as Shape
 from vars_ode.dictionaries.dictionary import TemplateReadOut as TemplateReadOut
 from vars_ode.dictionaries.dictionary import Templates as Templates
-from vars_ode.dictionaries.dictionary import refuse_pair_mask as refuse_pair_mask
 from vars_ode.dictionaries.dynamic import Dynamic as Dynamic
 from vars_ode.dictionaries.dynamic import DynamicTemplates as DynamicTemplates
 from vars_ode.dictionaries.softmax import Softmax as Softmax

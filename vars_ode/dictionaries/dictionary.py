@@ -6,7 +6,7 @@ as an object, and every layer builds templates of its own from it.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class Templates(nn.Module, ABC):
 
     tied: bool  # whether queries serve as keys: the layer then projects to (qk, v) instead of (q, k, v)
     num_templates: int | None  # m, or None where it is the number of tokens
+    takes_pair_mask: ClassVar[bool] = False  # whether a mask that differs between queries has a meaning
+    takes_grid: ClassVar[bool] = False  # whether `forward` wants to know the grid that the tokens lie on
 
     @abstractmethod
     def forward(
@@ -76,9 +78,11 @@ class Templates(nn.Module, ABC):
             q, k, v: (batch, heads, tokens, d), in float32 at least.
             key_bias: additive, (batch or 1, heads or 1, 1, tokens): the template entries of a token are scaled by
                 exp(key_bias), so -inf takes the token out.
-            pair_mask: a mask that differs between queries, (..., tokens, tokens), boolean or additive; a ValueError
-                where the dictionary has no meaning for it.
+            pair_mask: a mask that differs between queries, (..., tokens, tokens), boolean or additive; given only where
+                `takes_pair_mask`.
             dropout: probability for entries of the read-out.
+
+        With `takes_grid` there is one more argument, `grid`: (height, width) of the last tokens, None where unknown.
         """
 
 
@@ -88,12 +92,3 @@ class Dictionary(ABC):
     @abstractmethod
     def build(self, shape: Shape, **factory: Any) -> Templates:
         """The templates of one layer; `factory` holds device and dtype."""
-
-
-def refuse_pair_mask(pair_mask: Tensor | None, name: str) -> None:
-    if pair_mask is not None:
-        raise ValueError(
-            f"dictionary={name!r} cannot take a mask that differs between queries (causal, or (tokens, tokens)): its "
-            "templates are shared by all queries. Mask keys instead, with a mask of shape (batch, 1, 1, tokens), or "
-            'take dictionary="softmax" in the single-step limit'
-        )

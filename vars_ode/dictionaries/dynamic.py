@@ -12,7 +12,6 @@ from vars_ode.dictionaries.dictionary import (
     Shape,
     TemplateReadOut,
     Templates,
-    refuse_pair_mask,
 )
 from vars_ode.dictionaries.random_features import gaussian_projection, log_features, unit_columns
 
@@ -61,7 +60,6 @@ class DynamicTemplates(Templates):
         pair_mask: Tensor | None = None,
         dropout: float = 0.0,
     ) -> Reconstruction:
-        refuse_pair_mask(pair_mask, "dynamic")
         return reconstruction(*self.templates(q, key_bias), v, dropout)
 
     def templates(self, q: Tensor, key_bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,11 @@ class Softmax(Dictionary):
             raise ValueError(
                 f'dictionary="softmax" has one template per token, got num_features={shape.num_features}; leave it None'
             )
+        if not shape.normalize_queries:
+            raise ValueError(
+                'dictionary="softmax" has no random features whose queries could be left unnormalised, got '
+                "normalize_queries=False; leave it out"
+            )
         return SoftmaxTemplates()
 
 
@@ -45,6 +50,7 @@ class SoftmaxTemplates(Templates):
 
     tied = False
     num_templates = None
+    takes_pair_mask = True
 
     def forward(
         self,

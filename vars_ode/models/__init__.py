@@ -1,8 +1,15 @@
-"""Robust Vision Transformers with any of the paper's attentions, registered with timm."""
+"""Models with any attention: the table of names, the layers of a model, Robust Vision Transformers."""
 
 from vars_ode.models import entrypoints as entrypoints
-from vars_ode.models.attentions import ATTENTIONS as ATTENTIONS
-from vars_ode.models.attentions import AttentionChoice as AttentionChoice
+from vars_ode.models.attentions import NamedAttention as NamedAttention
+from vars_ode.models.attentions import attention_layer as attention_layer
+from vars_ode.models.attentions import available_attentions as available_attentions
+from vars_ode.models.attentions import named_attention as named_attention
 from vars_ode.models.blocks import Block as Block
 from vars_ode.models.entrypoints import SCALES as SCALES
+from vars_ode.models.layers import layer_inputs as layer_inputs
+from vars_ode.models.layers import set_solver as set_solver
+from vars_ode.models.layers import single_step_limit as single_step_limit
+from vars_ode.models.layers import vars_layers as vars_layers
+from vars_ode.models.layers import with_solver as with_solver
 from vars_ode.models.rvt import RobustVisionTransformer as RobustVisionTransformer

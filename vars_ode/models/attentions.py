@@ -1,144 +1,112 @@
-"""The attentions of the paper's comparison, by name, in the authors' settings."""
+"""The one table of attention names: what a name means to RVT, to timm's `attn_layer=`, to studies and commands alike.
 
-import inspect
+A name is a base and, behind it, a learned form: "vars-sd-factor". Hyphen and underscore are the same.
+"""
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from timm.layers import Attention
+from timm.models.vision_transformer import ATTN_LAYERS
 from torch import nn
 
 import solvers
 from vars_ode.attention import VARSAttention
-from vars_ode.baselines import PerformerAttention, PositionScaledAttention
+from vars_ode.baselines import PerformerAttention
+from vars_ode.configured import check_options, configured, option_names
 from vars_ode.convolutional import VARSConvAttention
-from vars_ode.dictionaries import StaticDynamic
-from vars_ode.fourier import Grid
+from vars_ode.learned import LEARNED_FORMS
 
-ATTENTIONS = ("self-attention", "performer", "vars-s", "vars-d", "vars-sd")
-REVISIONS = ("paper", "learned", "corrected")
-
-# What the model states itself; everything else of a layer's constructor is an option.
-_STATED = {"self", "dim", "num_heads", "attn_head_dim", "dim_out", "qkv_bias", "bias", "grid", "attn_drop", "proj_drop"}
-_STATED |= {"dictionary", "num_features", "normalize_queries", "sparsity", "revision", "device", "dtype"}
+# What the model around a layer states: everything else of a layer's constructor is an option.
+STATED_BY_MODEL = frozenset(
+    {"num_heads", "attn_head_dim", "dim_out", "qkv_bias", "bias", "proj_bias", "qk_norm", "scale_norm", "gated"}
+    | {"attn_drop", "proj_drop", "norm_layer", "device", "dtype"}
+)
 
 
 @dataclass(frozen=True)
-class AttentionChoice:
-    """One attention for all the blocks of a model.
+class NamedAttention:
+    """What a name stands for.
 
-    Args:
-        name: one of `ATTENTIONS`.
-        revision: "paper" for the algorithm of the paper's time: ISTA, soft threshold, features of unnormalised
-            queries. "learned" for the authors' later one: learned Gram factor, threshold and rate, gelu threshold.
-            "corrected", for "vars-s" alone: step bound and filters without the authors' slips.
-        normalize_queries: l2-normalise queries before the random features. None: in "learned", as the authors'
-            latest code does.
-        sparsity: lam. None: the authors' 0.3, and 3.5 for "vars-s".
-        num_steps: Euler steps of dt = 1, that is the horizon. None: the authors' 5, and 3 for "vars-s".
-        num_features: random features per head. None: twice the width of a head.
-        qkv_bias: whether the projections have a bias.
-        position_scaling: position-aware attention scaling, for "self-attention" alone.
-        options: further keyword arguments of `VARSAttention` or `VARSConvAttention`.
-
-    Settings that an attention has no use for play no part; options that it does not have are an error.
+    Attributes:
+        name: as in `available_attentions`.
+        layer: the class of the layer.
+        options: keyword arguments by which its constructor differs from its own defaults.
     """
 
-    name: str = "self-attention"
-    revision: str = "paper"
-    normalize_queries: bool | None = None
-    sparsity: float | None = None
-    num_steps: int | None = None
-    num_features: int | None = None
-    qkv_bias: bool = True
-    position_scaling: bool = False
+    name: str
+    layer: type[nn.Module]
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.name not in ATTENTIONS:
-            raise ValueError(f"unknown attention {self.name!r}; choose one of {', '.join(map(repr, ATTENTIONS))}")
-        if self.revision not in REVISIONS:
-            raise ValueError(f"unknown revision {self.revision!r}; choose one of {', '.join(map(repr, REVISIONS))}")
-        if self.revision == "corrected" and self.name != "vars-s":
-            raise ValueError(f'revision="corrected" is for attention="vars-s", got attention={self.name!r}')
-        if self.position_scaling and self.name != "self-attention":
-            raise ValueError(
-                f"position-aware scaling (the _plus models) multiplies softmax logits, got attention={self.name!r}; "
-                'take attention="self-attention" or a model without _plus'
-            )
-        if self.num_steps is not None:
-            solvers.checks.positive_int("num_steps", self.num_steps)
-            if "t1" in self.options:
-                raise ValueError(
-                    "num_steps and t1 both state the horizon (num_steps steps of dt = 1); give one of them"
-                )
-        self._check_options()
-
-    def _check_options(self) -> None:
-        valid = valid_options(self.name)
-        unknown = sorted(set(self.options) - set(valid))
-        if unknown:
-            given = ", ".join(map(repr, unknown))
-            takes = f"takes {', '.join(valid)}" if valid else "takes none beside the model's own"
-            raise ValueError(f"attention={self.name!r} has no option {given}; it {takes}")
+    @property
+    def option_names(self) -> list[str]:
+        """The options that the layer takes beside what the name fixes and what a model states."""
+        fixed = STATED_BY_MODEL | {"learned"}  # the name says it
+        return [] if self.layer is Attention else [name for name in option_names(self.layer) if name not in fixed]
 
     @property
-    def normalizes_queries(self) -> bool:
-        """Whether queries are l2-normalised before the random features."""
-        return self.revision == "learned" if self.normalize_queries is None else self.normalize_queries
-
-    def build(self, dim: int, num_heads: int, grid: Grid, attn_drop: float = 0.0, proj_drop: float = 0.0) -> nn.Module:
-        """The attention of one block: `dim` wide, on a (height, width) grid of tokens."""
-        if attn_drop and self.name in ("performer", "vars-s"):
-            raise ValueError(
-                f"attention={self.name!r} forms no attention map to drop weights of; leave attn_drop_rate 0"
-            )
-        bias = self.qkv_bias
-        if self.name == "vars-s":
-            return VARSConvAttention(dim, grid, bias=bias, proj_drop=proj_drop, **self._convolutional_options())
-        if self.name == "performer":
-            features, normalize = self.num_features, self.normalizes_queries
-            return PerformerAttention(dim, num_heads, bias, proj_drop, features, normalize)
-        if self.position_scaling:
-            return PositionScaledAttention(dim, num_heads, grid, bias, attn_drop, proj_drop)
-        if self.name == "self-attention":
-            return Attention(dim, num_heads, qkv_bias=bias, attn_drop=attn_drop, proj_drop=proj_drop)
-        dictionary = StaticDynamic(grid, num_prefix_tokens=0) if self.name == "vars-sd" else "dynamic"
-        options = self._recurrent_options()
-        return VARSAttention(
-            dim,
-            num_heads,
-            qkv_bias=bias,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-            dictionary=dictionary,
-            **options,
-        )
-
-    def _convolutional_options(self) -> dict[str, Any]:
-        defaults = {
-            "revision": "corrected" if self.revision == "corrected" else "paper",
-            "sparsity": 3.5 if self.sparsity is None else self.sparsity,
-            "t1": float(self.num_steps or 3),
-        }
-        return {**defaults, **self.options}
-
-    def _recurrent_options(self) -> dict[str, Any]:
-        later = {"learned": "factor", "threshold": "gelu"} if self.revision == "learned" else {}
-        defaults = {
-            "num_features": self.num_features,
-            "normalize_queries": self.normalizes_queries,
-            "sparsity": 0.3 if self.sparsity is None else self.sparsity,
-            "t1": float(self.num_steps or 5),
-        }
-        return {**later, **defaults, **self.options}
+    def is_vars(self) -> bool:
+        """Whether a solver is at work in it."""
+        return issubclass(self.layer, VARSAttention | VARSConvAttention)
 
 
-def valid_options(name: str) -> list[str]:
-    """The further keyword arguments that an attention takes."""
-    layer = {"vars-s": VARSConvAttention, "vars-d": VARSAttention, "vars-sd": VARSAttention}.get(name)
-    if layer is None:
-        return []
-    names = inspect.signature(layer).parameters
-    skipped = _STATED | {"qk_norm", "scale_norm", "gated", "norm_layer", "proj_bias"}
-    return [parameter for parameter in names if parameter not in skipped]
+def _table() -> dict[str, NamedAttention]:
+    rows = [
+        NamedAttention("softmax", Attention),
+        NamedAttention("performer", PerformerAttention),
+        NamedAttention("vars-s", VARSConvAttention),
+        NamedAttention("vars-d", VARSAttention, {"dictionary": "dynamic"}),
+        NamedAttention("vars-sd", VARSAttention, {"dictionary": "static+dynamic"}),
+        NamedAttention("vars-softmax", VARSAttention, {"dictionary": "softmax"}),
+    ]
+    rows += [
+        NamedAttention(f"{base.name}-{form}", base.layer, {**base.options, "learned": form})
+        for base in rows
+        if base.name in ("vars-d", "vars-sd")
+        for form in LEARNED_FORMS
+    ]
+    return {row.name: row for row in rows}
+
+
+_ATTENTIONS = _table()
+_ALIASES = {"self-attention": "softmax"}
+
+
+def available_attentions() -> tuple[str, ...]:
+    """The names, without the alias "self-attention" of "softmax"."""
+    return tuple(_ATTENTIONS)
+
+
+def named_attention(name: str) -> NamedAttention:
+    """The row of the table; a ValueError that suggests the closest name for an unknown one."""
+    found = name.replace("_", "-").lower() if isinstance(name, str) else name
+    found = _ALIASES.get(found, found)
+    solvers.checks.one_of("attention", found, (*_ATTENTIONS, *_ALIASES))
+    return _ATTENTIONS[found]
+
+
+def attention_layer(name: str, **options: Any) -> type[nn.Module]:
+    """The layer's class for timm's `attn_layer=`, with the options set as its defaults.
+
+    Args:
+        name: out of `available_attentions`.
+        options: keyword arguments of the layer, such as solver="rk4"; `NamedAttention.option_names` lists them.
+
+    Raises:
+        ValueError: an unknown name, or an option that the layer does not have.
+    """
+    chosen = named_attention(name)
+    check_options(f"attention={chosen.name!r}", options, chosen.option_names)
+    merged = {**chosen.options, **options}
+    return configured(chosen.layer, merged) if merged else chosen.layer
+
+
+def register_with_timm() -> None:
+    """Let timm's vision transformers take the names, with hyphens or underscores, as `attn_layer=`."""
+    for name in (*_ATTENTIONS, *_ALIASES):
+        for spelling in (name, name.replace("-", "_")):
+            ATTN_LAYERS[spelling] = attention_layer(name)
+
+
+register_with_timm()

@@ -1,14 +1,13 @@
 """The parts of a Robust Vision Transformer (Mao et al., CVPR 2022, arXiv 2105.07926), around any attention."""
 
+from typing import ClassVar
+
 import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vars_ode.baselines import PositionScaledAttention
-from vars_ode.convolutional import VARSConvAttention
-from vars_ode.dictionaries import StaticDynamicTemplates
-from vars_ode.fourier import Grid
+from vars_ode.grids import Grid
 
 PLAIN_MLP_WIDTH = 768  # stages of this width have an MLP without convolution, in the authors' models
 
@@ -56,6 +55,8 @@ class Downsample(nn.Module):
 class ConvMlp(nn.Module):
     """1x1 convolution, 3x3 depthwise convolution, 1x1 convolution, each followed by BatchNorm; GELU between them."""
 
+    takes_grid: ClassVar[bool] = True
+
     def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(dim, hidden, 1)
@@ -88,7 +89,10 @@ class TokenBatchNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)). VARS-S blocks have no norm1, and BatchNorm as norm2.
+    """x + attention(norm1(x)), then x + mlp(norm2(x)).
+
+    Attentions that normalise their output (`normalizes_output`), as VARS-S does, have no norm1, and BatchNorm as norm2.
+    Those that know places (`takes_grid`) are told the grid.
 
     Args:
         dim: width of the tokens.
@@ -102,27 +106,24 @@ class Block(nn.Module):
         self, dim: int, attn: nn.Module, mlp_ratio: float = 4.0, proj_drop: float = 0.0, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        convolutional = isinstance(attn, VARSConvAttention)
+        convolutional = getattr(attn, "normalizes_output", False)
         hidden = int(dim * mlp_ratio)
         self.norm1 = nn.Identity() if convolutional else nn.LayerNorm(dim, eps=1e-6)
         self.attn = attn
         self.norm2 = TokenBatchNorm(dim) if convolutional else nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, hidden, drop=proj_drop) if dim == PLAIN_MLP_WIDTH else ConvMlp(dim, hidden, proj_drop)
+        plain = dim == PLAIN_MLP_WIDTH
+        self.mlp: nn.Module = Mlp(dim, hidden, drop=proj_drop) if plain else ConvMlp(dim, hidden, proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Tokens (batch, tokens, dim) on a grid (height, width) to the same."""
-        x = x + self.drop_path(self._attend(self.norm1(x), grid))
-        update = self.mlp(self.norm2(x), grid) if isinstance(self.mlp, ConvMlp) else self.mlp(self.norm2(x))
-        return x + self.drop_path(update)
+        x = x + self.drop_path(_on_grid(self.attn, self.norm1(x), grid))
+        return x + self.drop_path(_on_grid(self.mlp, self.norm2(x), grid))
 
-    def _attend(self, x: Tensor, grid: Grid) -> Tensor:
-        if isinstance(self.attn, VARSConvAttention | PositionScaledAttention):
-            return self.attn(x, grid=grid)
-        templates = getattr(self.attn, "dictionary", None)
-        if isinstance(templates, StaticDynamicTemplates) and templates.input_grid != grid:
-            templates.input_grid = grid
-        return self.attn(x)
+
+def _on_grid(module: nn.Module, x: Tensor, grid: Grid) -> Tensor:
+    """Modules that know places are told the grid of the tokens."""
+    return module(x, grid=grid) if getattr(module, "takes_grid", False) else module(x)
 
 
 class Stage(nn.Module):

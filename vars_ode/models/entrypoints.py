@@ -1,9 +1,10 @@
-"""RVT in timm's registry: `timm.create_model("rvt_tiny", attention="vars-d", num_classes=10, img_size=224)`."""
+"""Models in timm's registry: `timm.create_model("rvt_tiny", attention="vars-d", num_classes=10, img_size=224)`."""
 
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
 
 from vars_ode.models.rvt import RobustVisionTransformer
 
@@ -27,8 +28,20 @@ _CFG: dict[str, Any] = {
     "first_conv": "stem.conv1",
     "classifier": "head",
 }
+_SMALL_CFG: dict[str, Any] = {  # of images in [0, 1], which are not normalised
+    "url": "",
+    "num_classes": 10,
+    "input_size": (1, 28, 28),
+    "mean": (0.0,),
+    "std": (1.0,),
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+}
 default_cfgs = generate_default_cfgs(
-    {f"rvt_{scale}{plus}.untrained": dict(_CFG) for scale in SCALES for plus in ("", "_plus")}
+    {
+        **{f"rvt_{scale}{plus}.untrained": dict(_CFG) for scale in SCALES for plus in ("", "_plus")},
+        "vit_nano_patch4_28.untrained": _SMALL_CFG,
+    }
 )
 
 
@@ -40,6 +53,16 @@ def _create(name: str, pretrained: bool, **options: Any) -> RobustVisionTransfor
     indices = tuple(range(len(options["depths"])))
     feature_cfg = {"out_indices": indices, "feature_cls": "getter"}
     return build_model_with_cfg(RobustVisionTransformer, name, False, feature_cfg=feature_cfg, **options)
+
+
+@register_model
+def vit_nano_patch4_28(pretrained: bool = False, **options: Any) -> VisionTransformer:
+    """A vision transformer for 28 x 28 grey images that trains in minutes on one core: 64 wide, 3 blocks, 4 heads."""
+    if pretrained:
+        raise ValueError("there are no published weights for vit_nano_patch4_28; load a file of your own")
+    small = {"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": 64, "depth": 3, "num_heads": 4}
+    shape = {**small, "mlp_ratio": 2.0, "class_token": False, "global_pool": "avg"}
+    return build_model_with_cfg(VisionTransformer, "vit_nano_patch4_28", False, **{**shape, **options})
 
 
 @register_model

@@ -1,109 +1,144 @@
-"""The models that the demo compares: one small vision transformer, and attentions to put into it."""
+"""The layers of a model that solve a reconstruction problem: found, fed, and set to another solve."""
 
-import copy
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+import fnmatch
+from typing import Any, Literal, TypeVar
 
 import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 import solvers
+from solvers import SteadyState
+from solvers.adjoints import Adjoint
 from vars_ode.attention import VARSAttention
-from vars_ode.dictionaries import StaticDynamic
-from vars_ode.study.plan import Settings
+from vars_ode.layer import ReconstructionLayer, shared_copy
+from vars_ode.measuring import evaluation_mode
 
-SINGLE_STEP = "single-step"
-EXACT = "exact"  # the label of softmax attention, which has no solver
-
-_STATIC: Mapping[str, Any] = {"dictionary": "static+dynamic"}
-ATTENTIONS: Mapping[str, Mapping[str, Any] | None] = {
-    "softmax": None,
-    "vars-d": {"learned": "factor"},
-    "vars-sd": {**_STATIC, "learned": "factor"},
-    "vars-sd-dictionary": {**_STATIC, "learned": "dictionary"},
-    "vars-d-dictionary": {"learned": "dictionary"},
-    "vars-d-plain": {},
-    "vars-sd-plain": _STATIC,
-    "vars-softmax": {"dictionary": "softmax"},
-}
-DEFAULT_ATTENTIONS = ("softmax", "vars-d", "vars-sd", "vars-sd-dictionary")
+M = TypeVar("M", bound=nn.Module)
 
 
-def build_twin(attention: str, settings: Settings, seed: int) -> VisionTransformer:
-    """A vision transformer for (batch, 1, 28, 28) images in [0, 1]; twins of a seed differ in their attention only."""
-    torch.manual_seed(seed)
-    return VisionTransformer(
-        img_size=settings.image_size,
-        patch_size=settings.patch_size,
-        in_chans=1,
-        num_classes=10,
-        embed_dim=settings.embed_dim,
-        depth=settings.depth,
-        num_heads=settings.num_heads,
-        mlp_ratio=settings.mlp_ratio,
-        class_token=False,
-        global_pool="avg",
-        attn_layer=attention_class(attention, settings),
-    )
-
-
-def attention_class(attention: str, settings: Settings) -> type[nn.Module]:
-    """What timm is to build each block's attention from; a ValueError that lists the names for an unknown one."""
-    if attention not in ATTENTIONS:
-        raise ValueError(f"unknown attention {attention!r}; choose among {', '.join(ATTENTIONS)}")
-    chosen = ATTENTIONS[attention]
-    if chosen is None:
-        return Attention
-    options = dict(chosen)
-    if options.get("dictionary") == "static+dynamic":
-        side = settings.image_size // settings.patch_size
-        options["dictionary"] = StaticDynamic(grid=(side, side))
-    if options.get("dictionary") != "softmax":
-        options["num_features"] = settings.num_features
-    return VARSAttention.configured(
-        **options, sparsity=settings.sparsity, t1=settings.t1, solver=parse_solver(settings.solver)
-    )
-
-
-def parse_solver(label: str) -> solvers.Solver:
-    """ "rk4-5" is RK4 with five steps over the horizon; "nesterov" has no step count."""
-    match = re.fullmatch(r"(.+?)(?:-(\d+))?", label)
-    name, steps = match.groups() if match else (label, None)
-    return solvers.get(name, num_steps=int(steps)) if steps else solvers.get(name)
-
-
-def vars_layers(model: nn.Module) -> dict[str, VARSAttention]:
-    """The VARS layers of a model by name, in order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, VARSAttention)}
-
-
-def with_solver(model: nn.Module, label: str) -> nn.Module:
-    """A copy of a trained model whose layers solve the same problem by another solver. No weight changes.
+def vars_layers(model: nn.Module, match: str | None = None) -> dict[str, ReconstructionLayer]:
+    """The layers by module name, in order; a layer itself has the name "".
 
     Args:
-        label: as for `parse_solver`, or "single-step" for the limit in which VARS is self-attention.
+        model: any module.
+        match: a glob such as "blocks.[0-3].attn", for those whose names it fits.
     """
-    if label == SINGLE_STEP:
-        return _with_layers(model, VARSAttention.single_step_limit)
-
-    def swapped(layer: VARSAttention) -> VARSAttention:
-        layer = copy.copy(layer)
-        layer.solver = parse_solver(label) if label != "nesterov" else EQUILIBRIUM
-        return layer
-
-    return _with_layers(model, swapped)
+    found = {name: module for name, module in model.named_modules() if isinstance(module, ReconstructionLayer)}
+    return {name: layer for name, layer in found.items() if match is None or fnmatch.fnmatchcase(name, match)}
 
 
-EQUILIBRIUM = solvers.Nesterov(max_steps=150, rtol=1e-3, atol=1e-4)
-"""About a hundred steps reach it where there is an equilibrium to reach; a learned factor may leave none, and then the
-run's record holds the solver's warning."""
+def set_solver(
+    model: nn.Module,
+    solver: str | solvers.Solver | None = None,
+    t1: float | None = None,
+    sparsity: float | None = None,
+    rate: float | str | None = None,
+    initial: str | None = None,
+    adjoint: str | Adjoint | None = None,
+    until: SteadyState | Literal[False] | None = None,
+    match: str | None = None,
+) -> list[str]:
+    """Set how the layers of a model are solved, in place; no weight changes. What is None stays as it is.
+
+    Args:
+        model: a model, or a layer itself.
+        solver, t1, sparsity, rate, initial, adjoint: as for the layer's constructor.
+        until: a `SteadyState` to stop each image at rest; False for no such rule.
+        match: a glob on module names, such as "blocks.[0-3].attn"; all layers by default.
+
+    Returns:
+        the names of the layers that were set; "" for `model` itself.
+
+    Raises:
+        ValueError: there is no such layer, or a setting that one of them refuses; then nothing has changed.
+    """
+    given: dict[str, Any] = {
+        "solver": solver,
+        "t1": t1,
+        "sparsity": sparsity,
+        "rate": rate,
+        "initial": initial,
+        "adjoint": adjoint,
+        "until": until,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if until is False:
+        changes["until"] = None
+    layers = _require(model, match)
+    settings = {name: layer.resolve(**changes) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.configure(**settings[name])
+    return list(layers)
 
 
-def _with_layers(model: nn.Module, change: Callable[[VARSAttention], VARSAttention]) -> nn.Module:
-    twin = copy.deepcopy(model)
-    for name, layer in vars_layers(twin).items():
-        twin.set_submodule(name, change(layer))
+def with_solver(model: M, solver: str | solvers.Solver | None = None, **settings: Any) -> M:
+    """A copy that shares the parameters and buffers of `model`, with its layers set as by `set_solver`."""
+    twin = shared_copy(model)
+    set_solver(twin, solver, **settings)
     return twin
+
+
+def single_step_limit(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters of `model`, with each layer in the limit in which VARS is self-attention.
+
+    Raises:
+        ValueError: there is no layer that has such a limit.
+    """
+    twin = shared_copy(model)
+    limits = {name: layer.single_step_limit() for name, layer in _attention_layers(twin).items()}
+    if not limits:
+        raise ValueError(
+            f"no layer of this {type(model).__name__} has a single-step limit: VARSAttention has one, VARS-S none"
+        )
+    for name, limit in limits.items():
+        if name == "":
+            return limit
+        twin.set_submodule(name, limit)
+    return twin
+
+
+def _attention_layers(model: nn.Module) -> dict[str, VARSAttention]:
+    return {name: layer for name, layer in vars_layers(model).items() if isinstance(layer, VARSAttention)}
+
+
+def layer_inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[ReconstructionLayer, Tensor]]:
+    """The layers of a model by name, in the order they are called, each with the tokens that reach it.
+
+    Args:
+        model: any module; a layer itself goes by the name "layer".
+        x: what the model takes.
+
+    Raises:
+        ValueError: there is no VARS layer in it.
+    """
+    names = {layer: name or "layer" for name, layer in _require(model, None).items()}
+    found: dict[str, tuple[ReconstructionLayer, Tensor]] = {}
+
+    def keep(layer: Any, inputs: tuple[Any, ...]) -> None:
+        found.setdefault(names[layer], (layer, inputs[0].detach()))
+
+    handles = [layer.register_forward_pre_hook(keep) for layer in names]
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _require(model: nn.Module, match: str | None) -> dict[str, ReconstructionLayer]:
+    layers = vars_layers(model, match)
+    if layers:
+        return layers
+    names = list(vars_layers(model))
+    if names:
+        raise ValueError(f"no VARS layer of this {type(model).__name__} matches {match!r}; its layers: {_short(names)}")
+    raise ValueError(
+        f"there is no VARS layer in this {type(model).__name__}; build it with VARS attention, such as "
+        'timm.create_model("vit_tiny_patch16_224", attn_layer=vars_ode.attention_layer("vars-d"))'
+    )
+
+
+def _short(names: list[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,7 +1,8 @@
 """Robust Vision Transformer (Mao et al., Towards Robust Vision Transformer, CVPR 2022) with any attention."""
 
 import itertools
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,84 @@ from timm.models._features import feature_take_indices  # as the models inside t
 from torch import Tensor, nn
 
 import solvers
-from vars_ode.convolutional import VARSConvAttention
-from vars_ode.models.attentions import AttentionChoice
+from vars_ode.baselines import PositionScaledAttention
+from vars_ode.dictionaries import StaticDynamic
+from vars_ode.grids import Grid
+from vars_ode.models.attentions import NamedAttention, attention_layer, named_attention
 from vars_ode.models.blocks import Block, ConvStem, Downsample, Stage
+from vars_ode.models.revisions import revision_options
 from vars_ode.weight_decay import no_weight_decay
+
+
+class _AttentionOfBlocks:
+    """Builds the attention of every block: a class with its options, and what the model states.
+
+    Args:
+        chosen: the row of the table.
+        qkv_bias: whether the projections have a bias.
+        position_scaling: position-aware attention scaling, for softmax attention alone.
+        era: options of an era, its learned form among them.
+        options: of the layer, which come before those of the era.
+    """
+
+    def __init__(
+        self,
+        chosen: NamedAttention,
+        qkv_bias: bool,
+        position_scaling: bool,
+        era: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> None:
+        if position_scaling and chosen.name != "softmax":
+            raise ValueError(
+                f"position-aware scaling (the _plus models) multiplies softmax logits, got attention={chosen.name!r}; "
+                'take attention="softmax" or a model without _plus'
+            )
+        self.name, self.qkv_bias, self.position_scaling = chosen.name, qkv_bias, position_scaling
+        era = dict(era)
+        learned = era.pop("learned", None)  # the name has it where the name is the full one
+        name = f"{chosen.name}-{learned}" if learned and "learned" not in chosen.options else chosen.name
+        self.layer = attention_layer(name, **{**era, **options})
+        self.needs_grid = chosen.name.startswith("vars-sd") and isinstance(options.get("dictionary", ""), str)
+
+    def build(self, dim: int, num_heads: int, grid: Grid, attn_drop: float, proj_drop: float) -> nn.Module:
+        """The attention of one block: `dim` wide, on a (height, width) grid of tokens."""
+        if self.position_scaling:
+            return PositionScaledAttention(dim, num_heads, grid, self.qkv_bias, attn_drop, proj_drop)
+        place: dict[str, Any] = {}
+        if self.needs_grid:
+            place = {"dictionary": StaticDynamic(grid, num_prefix_tokens=0)}
+        elif self.name == "vars-s":
+            place = {"grid": grid}
+        return self.layer(
+            dim, num_heads=num_heads, qkv_bias=self.qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **place
+        )
+
+
+def _settings(
+    chosen: NamedAttention,
+    normalize_queries: bool | None,
+    sparsity: float | None,
+    num_steps: int | None,
+    num_features: int | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The options of the attention that the model's own arguments state, and the further ones."""
+    stated: dict[str, Any] = {
+        "normalize_queries": normalize_queries,
+        "sparsity": sparsity,
+        "num_features": num_features,
+    }
+    if num_steps is not None:
+        solvers.checks.positive_int("num_steps", num_steps)
+        if "t1" in options:
+            raise ValueError("num_steps and t1 both state the horizon (num_steps steps of dt = 1); give one of them")
+        stated["t1"] = float(num_steps)
+    stated = {name: value for name, value in stated.items() if value is not None}
+    unused = [name for name in stated if name not in chosen.option_names]
+    if unused:
+        warnings.warn(f"attention={chosen.name!r} has no use for {', '.join(unused)}, which play no part", stacklevel=4)
+    return {**{name: value for name, value in stated.items() if name not in unused}, **options}
 
 
 class RobustVisionTransformer(nn.Module):
@@ -29,8 +104,12 @@ class RobustVisionTransformer(nn.Module):
         mlp_ratio: hidden width of the MLPs over the width of the stage.
         num_classes: outputs of the head; 0 for none.
         in_chans: channels of the image.
-        attention, revision, normalize_queries, sparsity, num_steps, num_features: see `AttentionChoice`; the authors'
-            settings where None.
+        attention: out of `vars_ode.available_attentions`, with the layer's own defaults.
+        revision: an era of the authors' code, "paper" or "learned", with that era's settings; see
+            `vars_ode.models.revisions`.
+        normalize_queries, sparsity, num_features: options of the attention; its own, or the era's, where None.
+        num_steps: Euler steps of dt = 1, which is the horizon t1; the attention's own where None. Settings of this line
+            and the one before that an attention has no use for are named in a warning.
         patch_size: pixels a token of the first stage stands for along an axis, a multiple of 4.
         stem_width: channels inside the stem.
         qkv_bias: whether attention projects its input with a bias.
@@ -54,7 +133,7 @@ class RobustVisionTransformer(nn.Module):
         num_classes: int = 1000,
         in_chans: int = 3,
         attention: str = "self-attention",
-        revision: str = "paper",
+        revision: str | None = None,
         normalize_queries: bool | None = None,
         sparsity: float | None = None,
         num_steps: int | None = None,
@@ -76,17 +155,10 @@ class RobustVisionTransformer(nn.Module):
         self.config: dict[str, Any] = {**stated, **options}  # what it takes to build the model again
         self.img_size = _check_img_size(img_size)
         _check_scale(base_dims, depths, num_heads, patch_size, in_chans, num_classes)
-        self.attention = AttentionChoice(
-            attention,
-            revision,
-            normalize_queries,
-            sparsity,
-            num_steps,
-            num_features,
-            qkv_bias,
-            position_scaling,
-            options,
-        )
+        chosen = named_attention(attention)
+        settings = _settings(chosen, normalize_queries, sparsity, num_steps, num_features, options)
+        era = revision_options(revision, chosen)
+        self.attention = _AttentionOfBlocks(chosen, qkv_bias, position_scaling, era, settings)
         dims = [width * heads for width, heads in zip(base_dims, num_heads, strict=True)]
         self.stem = ConvStem(in_chans, dims[0], stem_width, patch_size)
         drops = (attn_drop_rate, proj_drop_rate, drop_path_rate)
@@ -133,7 +205,7 @@ class RobustVisionTransformer(nn.Module):
         return stages
 
     def _init_weights(self) -> None:
-        own = {id(part) for m in self.modules() if isinstance(m, VARSConvAttention) for part in m.modules()}
+        own = {id(part) for m in self.modules() if hasattr(m, "reset_parameters") for part in list(m.modules())[1:]}
         for module in self.modules():
             if isinstance(module, nn.Linear) and id(module) not in own:
                 nn.init.trunc_normal_(module.weight, std=0.02)

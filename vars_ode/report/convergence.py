@@ -1,21 +1,25 @@
-"""The page of a study: what was found, the figures with how to read them, the settings."""
+"""`vars-ode convergence`: every measure on one model and its input, as CSV, PNG and a page."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from vars_ode.analysis.basin import Basin
+from torch import Tensor
+from tqdm import tqdm
+
+from vars_ode.analysis.convergence import Piece, check_solvers, chosen_layer, measure_convergence
 from vars_ode.analysis.maps import AttentionMaps
 from vars_ode.analysis.measurement import Measurement
-from vars_ode.analysis.order import Convergences
-from vars_ode.analysis.single_step import SingleStepGap
-from vars_ode.analysis.trace import Trace
+from vars_ode.analysis.subjects import Subject
 from vars_ode.analysis.work_precision import WorkPrecision
+from vars_ode.files import claim_folder, write_json
 from vars_ode.report import page
 
+MARKER = "convergence.json"
+PAGE = "index.html"
 TITLE = "How the solve of a VARS layer converges"
 
 READING = {
@@ -54,20 +58,67 @@ READING = {
 }
 
 
-class Piece(NamedTuple):
-    """A measure that was taken, or why it was not; `stem` names its files."""
+def run_convergence(
+    folder: Path, subject: Subject, solvers: Sequence[str], layer: str | None, facts: dict[str, Any]
+) -> Path:
+    """Measure everything and write it: a CSV and a PNG per measure, and a page; returns the page's path.
 
-    stem: str
-    title: str
-    found: Measurement | None = None
-    missing: str = ""
+    Args:
+        folder: new, empty, or of an earlier run, whose files are replaced.
+        subject: from `find_subject`.
+        solvers: names out of `solvers.available()`.
+        layer: by name; the last one by default.
+        facts: what the page tells of the settings.
+    """
+    names = check_solvers(solvers)
+    layer = chosen_layer(subject, layer)
+    prepare(folder)
+    pieces, written = [], [PAGE]
+    with tqdm(desc="measuring", unit="measure", dynamic_ncols=True) as bar:
+
+        def progress(title: str, total: int) -> None:
+            bar.total = total
+            bar.set_postfix_str(title)
+
+        for piece in measure_convergence(subject, layer, names, progress):
+            if piece.found is not None:
+                written += _save(folder, piece.stem, piece.found, subject.pictures)
+            pieces.append(piece)
+            bar.update()
+    facts = {**facts, "layer": layer, "solvers": list(names), "weights": subject.weights}
+    write_json(folder / MARKER, {**facts, "files": written})
+    return write_page(folder / PAGE, folder, pieces, facts)
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, or clear an earlier run's files out of it; a ValueError where it belongs to something else."""
+    if claim_folder(folder, MARKER, "convergence results"):
+        for name in _own_files(folder / MARKER):
+            (folder / name).unlink(missing_ok=True)
+    write_json(folder / MARKER, {"files": []})
+
+
+def _own_files(marker: Path) -> list[str]:
+    try:
+        names = json.loads(marker.read_text(encoding="utf-8"))["files"]
+        return [name for name in names if isinstance(name, str) and Path(name).name == name]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{marker} cannot be read ({error}); name another folder with --out") from error
+
+
+def _save(folder: Path, stem: str, found: Measurement, pictures: Tensor) -> list[str]:
+    names = [f"{stem}.csv", f"{stem}.png"]
+    found.to_csv(folder / names[0])
+    figure = found.plot(pictures) if isinstance(found, AttentionMaps) else found.plot()
+    figure.savefig(folder / names[1], dpi=150)
+    return names
 
 
 def write_page(path: Path, folder: Path, pieces: Sequence[Piece], facts: dict[str, Any]) -> Path:
     """Write the page; its figures are embedded. Returns `path`."""
     found = [piece for piece in pieces if piece.found is not None]
     missing = [piece for piece in pieces if piece.found is None]
-    sentences = [sentence for piece in found if piece.found is not None for sentence in findings(piece.found)]
+    sentences = [sentence for piece in found if piece.found is not None for sentence in piece.found.findings()]
     sections = {
         "In short": page.paragraph(_subject(facts), "answer") + page.bullets(sentences),
         **{piece.title: _section(piece, folder) for piece in found},
@@ -77,54 +128,6 @@ def write_page(path: Path, folder: Path, pieces: Sequence[Piece], facts: dict[st
     }
     path.write_text(page.page(TITLE, "vars-ode convergence", sections), encoding="utf-8")
     return path
-
-
-def findings(found: Measurement) -> list[str]:
-    """What a measure says, in sentences."""
-    if isinstance(found, Convergences):
-        return [f"{one.solver} converges at order {one.slope:.2f}." for one in found.parts if math.isfinite(one.slope)]
-    if isinstance(found, WorkPrecision):
-        return _best(found)
-    if isinstance(found, Trace):
-        return _trace(found)
-    if isinstance(found, Basin):
-        return [found.verdict]
-    if isinstance(found, SingleStepGap):
-        mean = float(found.to_softmax.nanmean())
-        return [f"Outputs per head are at a relative distance of {mean:.2g} from softmax attention, on average."]
-    if isinstance(found, AttentionMaps):
-        lift = (found.concentration.mean(2) / found.chance).mean(1)
-        return [
-            f"Attention on the foreground is {float(lift[0]):.2f} times its area at t = {found.times[0]:g}, and "
-            f"{float(lift[-1]):.2f} times at t = {found.times[-1]:g}."
-        ]
-    return []
-
-
-def _best(found: WorkPrecision) -> list[str]:
-    reached = [point for point in found.points if math.isfinite(point.error)]
-    if not reached:
-        return ["None of the solvers came to a finite result."]
-    best = min(reached, key=lambda point: point.error)
-    what = "trajectory" if found.reference == "trajectory" else "equilibrium"
-    return [
-        f"Closest to the {what}: {best.solver} ({best.setting}), with an error of {best.error:.2g} for "
-        f"{best.evaluations:.0f} field evaluations and {best.milliseconds:.2g} ms."
-    ]
-
-
-def _trace(found: Trace) -> list[str]:
-    sentences = [f"{note[0].upper()}{note[1:]}." for note in found.notes]
-    if found.energy is not None:
-        slack = 1e-9 * found.energy.abs().amax(0)
-        falls = (found.energy.diff(dim=0) <= slack).all(0)
-        sentences.append(f"The energy never rises in {int(falls.sum())} of {falls.numel()} problems.")
-    if found.distance is not None:
-        start, end = (float(found.distance[i].median()) for i in (0, -1))
-        sentences.append(
-            f"The distance to the equilibrium goes from {start:.2g} to {end:.2g} by t = {float(found.times[-1]):g}."
-        )
-    return sentences
 
 
 def _section(piece: Piece, folder: Path) -> str:

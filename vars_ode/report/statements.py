@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vars_ode.study.records import BASELINE, CLEAN, Results, SolverPoint, Spread
+from vars_ode.study.records import BASELINE, CLEAN, Results, SolverPoint
+from vars_ode.study.statistics import Spread, verdict
 
 DASH = "\N{EN DASH}"  # stands for "not measured"
 NUM_CLASSES = 10  # Fashion-MNIST
@@ -36,19 +37,6 @@ def seeds_text(count: int) -> str:
 
 def listing(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-
-
-def verdict(ours: Spread, theirs: Spread) -> str:
-    """ "ahead", "behind", "within" (the spread), "single" (no spread can be given) or "missing"."""
-    if not (ours.count and theirs.count):
-        return "missing"
-    if min(ours.count, theirs.count) < 2:
-        return "single"
-    difference = ours.mean - theirs.mean
-    apart = ours.low > theirs.high or ours.high < theirs.low
-    if not apart or abs(difference) <= max(ours.deviation or 0.0, theirs.deviation or 0.0):
-        return "within"
-    return "ahead" if difference > 0 else "behind"
 
 
 def comparison(twin: str, measure: str, ours: Spread, theirs: Spread) -> str:

@@ -1,19 +1,29 @@
-"""What a demo run is: everything that a result depends on, and nothing else."""
+"""What a study is: everything that a result depends on, and nothing else."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+from torch import nn
+
 import solvers
+from vars_ode.building import SMALL_MODEL, ModelSpec
+from vars_ode.models import named_attention
 from vars_ode.training import Recipe
+
+SINGLE_STEP = "single-step"
+EXACT = "exact"  # the label of attentions that have no solver
 
 
 @dataclass(frozen=True)
-class Settings:
+class Plan:
     """Fixed for all runs in a results folder. Attentions and seeds are not here: runs of others can join later.
 
     Args:
-        recipe: how each twin is trained.
-        solver: what the VARS twins are trained with, such as "euler-5".
+        recipe: how each model is trained.
+        model: a name of timm's, into which each attention is put.
+        solver: what the VARS models are trained with, such as "euler-5".
         sparsity: lam.
         t1: horizon of the solve.
         num_features: random features per head; VARS-SD has as many static templates.
@@ -26,16 +36,12 @@ class Settings:
     """
 
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=5, batch_size=50))
+    model: str = SMALL_MODEL
+    model_options: dict[str, Any] = field(default_factory=dict)
     solver: str = "euler-5"
     sparsity: float = 0.3
     t1: float = 5.0
     num_features: int = 16
-    image_size: int = 28
-    patch_size: int = 4
-    embed_dim: int = 64
-    depth: int = 3
-    num_heads: int = 4
-    mlp_ratio: float = 2.0
     train_images: int = 5000
     test_images: int = 500
     severities: tuple[int, ...] = (1, 2, 3)
@@ -58,6 +64,21 @@ class Settings:
         for name in ("train_images", "test_images"):
             solvers.checks.positive_int(name, getattr(self, name))
 
+    def spec(self, attention: str) -> ModelSpec:
+        """The model with an attention, with the options that this attention has a use for."""
+        chosen = named_attention(attention)
+        options: dict[str, Any] = {}
+        if chosen.is_vars:
+            options = {"sparsity": self.sparsity, "t1": self.t1, "solver": parse_solver(self.solver)}
+        if "num_features" in chosen.option_names and chosen.options.get("dictionary") != "softmax":
+            options["num_features"] = self.num_features
+        return ModelSpec(self.model, chosen.name, options, model_options=self.model_options)
+
+    def build(self, attention: str, seed: int) -> nn.Module:
+        """The model with an attention; models of a seed differ in their attention only."""
+        torch.manual_seed(seed)
+        return self.spec(attention).build()
+
     def as_dict(self) -> dict[str, Any]:
         """Flat, in JSON's types."""
         values = asdict(self)
@@ -75,14 +96,11 @@ class Settings:
         ]
 
 
-QUICK = Settings(
-    recipe=Recipe(epochs=1, batch_size=50),
-    train_images=1000,
-    test_images=200,
-    severities=(2,),
-    corruptions=("gaussian_noise", "gaussian_blur", "contrast", "occlusion"),
-    sweep=("single-step", "euler-5", "rk4-5"),
-)
+def parse_solver(label: str) -> solvers.Solver:
+    """ "rk4-5" is RK4 with five steps over the horizon; "nesterov" has no step count."""
+    match = re.fullmatch(r"(.+?)(?:-(\d+))?", label)
+    name, steps = match.groups() if match else (label, None)
+    return solvers.get(name, num_steps=int(steps)) if steps else solvers.get(name)
 
 
 def _plain(value: Any) -> Any:

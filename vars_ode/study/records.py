@@ -1,4 +1,4 @@
-"""What a demo run left on disk: `results.csv`, `results.json` and the traces, and the averages taken from them.
+"""What a study left on disk: `results.csv`, `results.json` and the traces, and the averages taken from them.
 
 One rule decides every mean on the report: a seed counts for a mean only when all the measurements that enter it are
 there. So a run that was cut short lowers the number of seeds, and never shifts a mean towards the conditions that
@@ -12,12 +12,14 @@ import json
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from vars_ode.study.statistics import Spread
 
 BASELINE = "softmax"
 CLEAN = ("clean", 0)
@@ -52,37 +54,6 @@ class Run:
     parameters: int | None = None
     train_seconds: float = math.nan
     history: tuple[dict[str, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Values over seeds: their mean, sample standard deviation (None below two seeds) and range."""
-
-    values: tuple[float, ...] = ()
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        return cls(tuple(v for v in values if math.isfinite(v)))
-
-    @property
-    def count(self) -> int:
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.values)) if self.values else math.nan
-
-    @property
-    def deviation(self) -> float | None:
-        return float(np.std(self.values, ddof=1)) if self.count > 1 else None
-
-    @property
-    def low(self) -> float:
-        return min(self.values, default=math.nan)
-
-    @property
-    def high(self) -> float:
-        return max(self.values, default=math.nan)
 
 
 @dataclass(frozen=True)
@@ -249,7 +220,9 @@ def number(value: Any) -> float:
 def read_results(folder: Path) -> Results:
     """Read a results folder; pieces that are missing or damaged are listed in `Results.notes`."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"No results folder at {folder}: run `vars-ode demo` first, or name its folder.")
+        raise FileNotFoundError(
+            f"No results folder at {folder}: run a study such as `vars-ode demo` first, or name its folder."
+        )
     results = Results(folder)
     _read_csv(results)
     _read_json(results)

@@ -1,4 +1,4 @@
-"""Runs the demo: trains and measures twins in worker processes, resumes what was interrupted, gathers the results."""
+"""Runs a study: trains and measures models in worker processes, resumes what was interrupted, gathers the results."""
 
 import csv
 import json
@@ -23,19 +23,20 @@ from torch.utils.data import TensorDataset
 
 import solvers
 from vars_ode.data import fashion_mnist
-from vars_ode.models.layers import EXACT, build_twin, vars_layers
-from vars_ode.report.study import write_report
+from vars_ode.files import claim_folder, write_json
+from vars_ode.models import vars_layers
 from vars_ode.study.measure import measure_robustness, measure_solvers, measure_traces
-from vars_ode.study.plan import Settings
+from vars_ode.study.plan import EXACT, Plan
 from vars_ode.study.progress import Event, Progress, reporter
 from vars_ode.training import fit, flip_and_shift
 
+RECORD = "settings.json"
 COLUMNS = ("attention", "seed", "solver", "condition", "severity", "accuracy", "evaluations", "milliseconds")
 _BY_COST = ("vars-softmax", "vars-sd", "vars-d", "softmax")  # dear ones first, so that no worker waits at the end
 
 
 class Job(NamedTuple):
-    """One twin to train and measure."""
+    """One model to train and measure."""
 
     attention: str
     seed: int
@@ -49,33 +50,29 @@ class Job(NamedTuple):
         return next((rank for rank, prefix in enumerate(_BY_COST) if self.attention.startswith(prefix)), 0)
 
 
-class FolderError(ValueError):
-    """The results folder cannot be used."""
-
-
 def run_study(
     folder: Path,
-    settings: Settings,
+    plan: Plan,
     attentions: Sequence[str],
     seeds: int,
     workers: int | None = None,
-    command: str = "vars-ode demo",
-) -> tuple[Path, list[str]]:
-    """Train and measure every attention with every seed, and write the report.
+    command: str = "",
+) -> list[str]:
+    """Train and measure every attention with every seed; write results.csv and results.json.
 
     Runs that are finished in `folder` already are kept. An interrupted study (KeyboardInterrupt) leaves its finished
     runs there.
 
     Args:
-        folder: where results go; new, empty, or of a study with the same settings.
-        settings: what the results depend on.
-        attentions: labels out of `twins.ATTENTIONS`.
+        folder: where results go; new, empty, or of a study with the same plan.
+        plan: what the results depend on.
+        attentions: names out of `vars_ode.available_attentions`.
         seeds: seeds 0, ..., seeds - 1.
         workers: processes of one thread each; as many as there are cores by default.
         command: how to repeat the run, for the report.
 
     Returns:
-        the report's path, and a sentence for each run that failed.
+        a sentence for each run that failed.
 
     Raises:
         ValueError: before any training, for a folder that cannot be used and for settings that cannot be trained.
@@ -85,57 +82,47 @@ def run_study(
     solvers.checks.positive_int("workers", workers)
     jobs = [Job(attention, seed) for attention in dict.fromkeys(attentions) for seed in range(seeds)]
     for attention in dict.fromkeys(attentions):
-        _rehearse(attention, settings)
-    study = _open(folder, settings)
+        _try_out(attention, plan)
+    study = _open(folder, plan)
     started = time.monotonic()
     missing = sorted((job for job in jobs if not _finished(folder, job)), key=lambda job: (job.cost_rank, job.seed))
     try:
-        failures = _run_jobs(folder, settings, missing, workers, len(jobs))
+        failures = _run_jobs(folder, plan, missing, workers, len(jobs))
     finally:
         study["wall_seconds"] += time.monotonic() - started
-        _write_json(folder / "settings.json", study)
+        write_json(folder / RECORD, study)
     _gather(folder, study, command)
-    return write_report(folder), failures
+    return failures
 
 
-def _rehearse(attention: str, settings: Settings) -> None:
-    """One tiny training step: settings that cannot work are refused now and not in a worker."""
-    model = build_twin(attention, settings, seed=0)
-    side = settings.image_size
-    data = TensorDataset(torch.rand(2, 1, side, side), torch.zeros(2, dtype=torch.long))
-    loss = torch.nn.functional.cross_entropy(model(data.tensors[0]), data.tensors[1])
-    loss.backward()
+def _try_out(attention: str, plan: Plan) -> None:
+    """One tiny training step: a plan that cannot work is refused now and not in a worker."""
+    images, labels = _head(fashion_mnist("train"), 2).tensors
+    torch.nn.functional.cross_entropy(plan.build(attention, seed=0)(images), labels).backward()
 
 
-def _open(folder: Path, settings: Settings) -> dict[str, Any]:
+def _open(folder: Path, plan: Plan) -> dict[str, Any]:
     """The study's own record, new or from an earlier start."""
-    record = folder / "settings.json"
-    if folder.exists() and not folder.is_dir():
-        raise FolderError(f"{folder} is a file; name a folder with --out")
-    if record.is_file():
+    record = folder / RECORD
+    if claim_folder(folder, RECORD, "study"):
         try:
             study: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-            differences = settings.differences(study["settings"])
+            differences = plan.differences(study["settings"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FolderError(f"{record} cannot be read ({error}); name another folder with --out") from error
+            raise ValueError(f"{record} cannot be read ({error}); name another folder with --out") from error
         if differences:
-            raise FolderError(
+            raise ValueError(
                 f"{folder} holds results of other settings ({'; '.join(differences)}); name another folder with --out, "
                 "or remove it"
             )
         return study
-    if folder.is_dir() and any(folder.iterdir()):
-        raise FolderError(f"{folder} is not empty and holds no demo results; name a new folder with --out")
     study = {
-        "settings": settings.as_dict(),
+        "settings": plan.as_dict(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "wall_seconds": 0.0,
     }
-    try:
-        (folder / "runs").mkdir(parents=True, exist_ok=True)
-        _write_json(record, study)
-    except OSError as error:
-        raise FolderError(f"cannot write to {folder} ({error.strerror}); name another folder with --out") from error
+    (folder / "runs").mkdir(exist_ok=True)
+    write_json(record, study)
     return study
 
 
@@ -143,7 +130,7 @@ def _finished(folder: Path, job: Job) -> bool:
     return (folder / "runs" / job.name / "run.json").is_file()
 
 
-def _run_jobs(folder: Path, settings: Settings, jobs: list[Job], workers: int, total: int) -> list[str]:
+def _run_jobs(folder: Path, plan: Plan, jobs: list[Job], workers: int, total: int) -> list[str]:
     """Run `jobs` in worker processes; a sentence for each that failed."""
     if not jobs:
         return []
@@ -152,7 +139,7 @@ def _run_jobs(folder: Path, settings: Settings, jobs: list[Job], workers: int, t
     events = context.SimpleQueue()
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (events,))
     with Progress(events, finished=total - len(jobs), total=total):
-        pending: dict[Future[str | None], Job] = {pool.submit(_run, folder, settings, job): job for job in jobs}
+        pending: dict[Future[str | None], Job] = {pool.submit(_run, folder, plan, job): job for job in jobs}
         try:
             while pending:
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
@@ -180,20 +167,20 @@ def _start_worker(events: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
 
 
-def _run(folder: Path, settings: Settings, job: Job) -> str | None:
-    """Train and measure one twin; a sentence if it failed. The record is written last: a run without one is undone."""
+def _run(folder: Path, plan: Plan, job: Job) -> str | None:
+    """Train and measure one model; a sentence if it failed. The record is written last: a run without one is undone."""
     report = reporter(_events, job.name)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", solvers.SolverWarning)
-            record, rows, traces, weights = _train_and_measure(settings, job, report)
+            record, rows, traces, weights = _train_and_measure(plan, job, report)
         record["warnings"] = sorted({str(warning.message) for warning in caught})
         target = folder / "runs" / job.name
         target.mkdir(parents=True, exist_ok=True)
         save_file(weights, target / "model.safetensors")
         if traces:
             np.savez_compressed(target / "trace.npz", **traces)
-        _write_json(target / "run.json", {**record, "rows": rows})
+        write_json(target / "run.json", {**record, "rows": rows})
     except Exception as error:  # of whatever kind: the other runs go on, and the user is told
         return f"{type(error).__name__}: {error}"
     finally:
@@ -201,33 +188,33 @@ def _run(folder: Path, settings: Settings, job: Job) -> str | None:
     return None
 
 
-def _train_and_measure(settings: Settings, job: Job, report: Any) -> tuple[dict[str, Any], list[Any], Any, Any]:
-    model = build_twin(job.attention, settings, job.seed)
+def _train_and_measure(plan: Plan, job: Job, report: Any) -> tuple[dict[str, Any], list[Any], Any, Any]:
+    model = plan.build(job.attention, job.seed)
     train, test = (
-        _head(fashion_mnist("train"), settings.train_images),
-        _head(fashion_mnist("test"), settings.test_images),
+        _head(fashion_mnist("train"), plan.train_images),
+        _head(fashion_mnist("test"), plan.test_images),
     )
     started = time.process_time()
     history = fit(
         model,
         train,
-        settings.recipe,
+        plan.recipe,
         seed=job.seed,
         augment=flip_and_shift,
         progress=lambda update, updates: report(Event.TRAINED, update / updates),
     )
     seconds = time.process_time() - started
 
-    def tick(what: str) -> None:
+    def progress(what: str) -> None:
         report(Event.MEASURED, what)
 
-    rows = [*measure_robustness(model, test, settings, tick), *measure_solvers(model, test, settings, tick)]
+    rows = [*measure_robustness(model, test, plan, progress), *measure_solvers(model, test, plan, progress)]
     has_solver = bool(vars_layers(model))
-    traces = measure_traces(model, test, tick) if has_solver else None
+    traces = measure_traces(model, test, progress) if has_solver else None
     record = {
         "attention": job.attention,
         "seed": job.seed,
-        "solver": settings.solver if has_solver else EXACT,
+        "solver": plan.solver if has_solver else EXACT,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_seconds": seconds,
         "history": history,
@@ -249,7 +236,7 @@ def _gather(folder: Path, study: dict[str, Any], command: str) -> None:
         for record in records:
             keys = {"attention": record["attention"], "seed": record["seed"]}
             writer.writerows({**keys, **row} for row in record.pop("rows"))
-    _write_json(folder / "results.json", {**study, "versions": versions(), "command": command, "runs": records})
+    write_json(folder / "results.json", {**study, "versions": versions(), "command": command, "runs": records})
 
 
 def versions() -> dict[str, str]:
@@ -259,10 +246,3 @@ def versions() -> dict[str, str]:
         **{name: metadata.version(name) for name in packages},
         "platform": f"{sys.platform} {platform.machine()}",
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Written beside its place and moved there, so that a file is whole or absent."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    partial.replace(path)

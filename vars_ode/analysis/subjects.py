@@ -1,0 +1,91 @@
+"""The model and the pictures that a command looks at, from what was said on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vars_ode.building import SMALL_MODEL, ModelSpec
+from vars_ode.checkpoints import load_checkpoint
+from vars_ode.data import pictures_for
+from vars_ode.models import available_attentions, layer_inputs
+
+DEFAULT_ATTENTION = "vars-sd-dictionary"
+
+
+class Subject(NamedTuple):
+    """A model in evaluation mode, pictures in [0, 1] for people, and the input that the model takes."""
+
+    name: str
+    model: nn.Module
+    pictures: Tensor
+    inputs: Tensor
+    weights: str
+
+
+def find_subject(
+    name: str | None, attention: str | None, checkpoint: Path | None, image: Path | None, count: int, seed: int
+) -> Subject:
+    """Build or load the model, and get its input ready.
+
+    Args:
+        name: a model of timm's, or an attention's name for the small model with it; None for what `checkpoint` holds.
+        attention: of a model of timm's; "vars-sd-dictionary" by default.
+        checkpoint: what was saved.
+        image: a picture; None for embedded ones.
+        count: how many of the embedded ones.
+        seed: of random weights.
+
+    Raises:
+        ValueError: a name, file or combination that gives no VARS model.
+    """
+    torch.manual_seed(seed)
+    if checkpoint is not None:
+        if name is not None or attention is not None:
+            raise ValueError("a checkpoint tells what model it belongs to; leave the model and --attention out")
+        if not checkpoint.exists():
+            raise ValueError(f"there is no checkpoint {checkpoint}")
+        model, _ = load_checkpoint(checkpoint)
+        shown, weights = type(model).__name__, f"weights of {checkpoint.name}"
+    else:
+        spec = _spec(name, attention)
+        model, weights = spec.build(), "random weights"
+        shown = f"{spec.model} with {spec.attention}"
+    model.eval()
+    channels, side, mean, std = _format(model)
+    pictures = pictures_for(image, count, channels, side)
+    inputs = (pictures - mean) / std
+    layer_inputs(model, inputs)  # refuses a model without VARS layers, or one that cannot take the pictures
+    return Subject(shown, model, pictures, inputs, weights)
+
+
+def _spec(name: str | None, attention: str | None) -> ModelSpec:
+    if name is not None and name.replace("_", "-") in available_attentions():
+        if attention is not None:
+            raise ValueError(f"{name!r} and --attention {attention} both name an attention; give one of them")
+        name, attention = None, name
+    return ModelSpec(name or SMALL_MODEL, attention or DEFAULT_ATTENTION)
+
+
+def _format(model: nn.Module) -> tuple[int, int, Tensor, Tensor]:
+    """Channels, side, and the normalisation of a model's input; a model of [0, 1] pictures tells none."""
+    stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if stem is None:
+        raise ValueError(f"{type(model).__name__} has no convolution to take pictures; choose a vision transformer")
+    channels = stem.in_channels
+    config = getattr(model, "pretrained_cfg", None) or {}
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
+    size = size or config.get("input_size", (3, 224, 224))[-1]
+    side = int(size if isinstance(size, int) else size[-1])
+    mean, std = config.get("mean"), config.get("std")
+    known = mean is not None and std is not None and len(mean) == channels
+    shape = (1, -1, 1, 1)
+    return (
+        channels,
+        side,
+        torch.tensor(mean if known else [0.0] * channels).view(shape),
+        torch.tensor(std if known else [1.0] * channels).view(shape),
+    )

@@ -1,0 +1,57 @@
+"""Files and folders of results: written whole or not at all, and never into a folder that belongs to something else."""
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Let `write` fill a new file beside `path`, then put it in place: readers see the old file or the new, whole."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    text = json.dumps(content, indent=1)
+    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def claim_folder(folder: Path, marker: str, what: str) -> bool:
+    """Make a folder for results, or find it made; whether it holds earlier results, as the file `marker` shows.
+
+    Args:
+        folder: the path.
+        marker: name of the file that such folders hold.
+        what: what they hold, for the message: "study" or the like.
+
+    Raises:
+        ValueError: it is a file, cannot be written to, or belongs to something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder with --out")
+    try:
+        if (folder / marker).is_file():
+            return True
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and holds no {what}; name a new folder with --out")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}); name another folder with --out") from error
+    return False

@@ -1,0 +1,43 @@
+"""Grids of tokens: their sides, how many prefix tokens stand before them, and maps moved from one to another."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Grid = tuple[int, int]
+MAX_PREFIX_TOKENS = 8  # class, distillation and register tokens of the models in use
+
+
+def check_grid(grid: object) -> Grid:
+    """`grid` as (height, width); a ValueError where it is not two whole numbers of at least 1."""
+    sides = tuple(grid) if isinstance(grid, tuple | list) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise ValueError(f"grid must be (height, width) in tokens, got {grid!r}")
+    return (sides[0], sides[1])
+
+
+def check_tokens(grid: Grid, tokens: int) -> None:
+    """A ValueError unless `tokens` fill the grid."""
+    if math.prod(check_grid(grid)) != tokens:
+        raise ValueError(f"the grid {tuple(grid)} has {math.prod(grid)} places, but there are {tokens} tokens")
+
+
+def infer_grid(tokens: int) -> tuple[Grid, int]:
+    """(square grid, prefix tokens) that `tokens` make: the largest square that leaves at most eight."""
+    side = math.isqrt(tokens)
+    prefix = tokens - side**2
+    if side == 0 or prefix > MAX_PREFIX_TOKENS:
+        raise ValueError(
+            f"{tokens} tokens are no square grid with up to {MAX_PREFIX_TOKENS} prefix tokens; give "
+            "grid=(height, width), whose tokens come last"
+        )
+    return (side, side), prefix
+
+
+def resample(maps: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
+    """Maps (a, b, tokens of `grid`) on another grid, bicubic: (a, b, tokens of `new_grid`)."""
+    if tuple(grid) == tuple(new_grid):
+        return maps
+    picture = maps.unflatten(-1, grid)
+    return F.interpolate(picture, size=tuple(new_grid), mode="bicubic", align_corners=False).flatten(-2)

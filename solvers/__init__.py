@@ -11,6 +11,8 @@ from solvers.adjoints import Checkpointed as Checkpointed
 from solvers.adjoints import Continuous as Continuous
 from solvers.adjoints import Direct as Direct
 from solvers.adjoints import Implicit as Implicit
+from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
+from solvers.adaptive import EmbeddedRungeKutta as EmbeddedRungeKutta
 from solvers.anderson import Anderson as Anderson
 from solvers.bosh3 import Bosh3 as Bosh3
 from solvers.catalogue import available as available
@@ -24,6 +26,7 @@ from solvers.exponential_euler import ExponentialEuler as ExponentialEuler
 from solvers.field import Field as Field
 from solvers.fixed_point import FixedPoint as FixedPoint
 from solvers.fixed_step import ExplicitRungeKutta as ExplicitRungeKutta
+from solvers.fixed_step import FixedStepSolver as FixedStepSolver
 from solvers.heun import Heun as Heun
 from solvers.integrate import solve as solve
 from solvers.midpoint import Midpoint as Midpoint

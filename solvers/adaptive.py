@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from solvers.backends import torchdiffeq, torchode
 from solvers.backends.ledger import check_horizon
-from solvers.checks import non_negative_number, positive_int
+from solvers.checks import non_negative_number, one_of, positive_int
 from solvers.solver import Loop, Problem, Solver
 
 Backend = Literal["torchode", "torchdiffeq"]
@@ -16,9 +16,33 @@ _LOOPS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaptiveSolver(Solver):
-    """Embedded Runge-Kutta methods: each step is as long as its error estimate allows.
+    """Solvers that control their error: each step is as long as its error estimate allows.
+
+    Args:
+        rtol, atol: relative and absolute tolerance per step. The default asks for about four digits.
+        max_steps: limit of trial steps per sample, rejected ones included.
+    """
+
+    rtol: float = 1e-4
+    atol: float = 1e-6
+    max_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        non_negative_number("rtol", self.rtol)
+        non_negative_number("atol", self.atol)
+        if self.rtol == self.atol == 0:
+            raise ValueError(
+                "rtol and atol are both 0: no step is short enough for that; give one of them, or the number of steps "
+                "to a fixed-step solver such as 'rk4'"
+            )
+        positive_int("max_steps", self.max_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedRungeKutta(AdaptiveSolver):
+    """Explicit Runge-Kutta methods with a second set of weights, whose result differs by about the step's error.
 
     A step from y to y' is accepted when the root mean square over a sample of error / (atol + rtol max(|y|, |y'|)) is
     below 1 (Hairer, Norsett & Wanner, Solving ODEs I, II.4). The step sizes themselves are not differentiated.
@@ -33,28 +57,20 @@ class AdaptiveSolver(Solver):
     step costs a shorter step of its own.
 
     Args:
-        rtol, atol: relative and absolute tolerance per step. The defaults lie a little above the rounding noise of
-            float32.
+        rtol, atol: relative and absolute tolerance per step. The default asks for about four digits; the rounding
+            noise of float32 sets in a little below rtol = 1e-5.
         max_steps: limit of trial steps per sample, rejected ones included.
         backend: "torchode" or "torchdiffeq"; by default the first of these that has the method.
     """
 
     method: ClassVar[str]
 
-    rtol: float = 1e-5
-    atol: float = 1e-6
-    max_steps: int = 10_000
     backend: Backend | None = None
 
     def __post_init__(self) -> None:
-        non_negative_number("rtol", self.rtol)
-        non_negative_number("atol", self.atol)
-        if self.rtol == self.atol == 0:
-            raise ValueError("rtol and atol are both 0: no step is short enough for that")
-        positive_int("max_steps", self.max_steps)
-        if self.backend not in (None, *self._backends()):
-            choices = " or ".join(map(repr, self._backends()))
-            raise ValueError(f"{type(self).__name__} has no back end {self.backend!r}; choose {choices}")
+        super().__post_init__()
+        if self.backend is not None:
+            one_of(f"back end of {type(self).__name__}", self.backend, self._backends())
 
     def loop(self, problem: Problem) -> Loop:
         check_horizon(self, problem)

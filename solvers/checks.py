@@ -1,9 +1,21 @@
-"""Checks of a user's numbers: each names what came and what was expected."""
+"""Checks of a user's input: each names what came and what was expected."""
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Whether `value` is one of the strings `choices`; the error suggests the closest one."""
+    choices = tuple(choices)
+    if isinstance(value, str) and value in choices:
+        return
+    close = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ValueError(f"unknown {name} {value!r}{hint}; choose one of {', '.join(choices)}")
 
 
 def positive_int(name: str, value: Any) -> None:

@@ -1,7 +1,7 @@
 """SciPy's initial value solvers, the reference: among them implicit ones for stiff problems."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from solvers.backends.ledger import Ledger, check_horizon, inside, last_time, solution, unmoved
-from solvers.checks import non_negative_number, positive_int, positive_number, rate_of_state
+from solvers.adaptive import AdaptiveSolver
+from solvers.checks import one_of, positive_number, rate_of_state
 from solvers.solution import Solution, Status
-from solvers.solver import Loop, Problem, Solver
+from solvers.solver import Loop, Problem
 
 METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 _WITH_JACOBIAN = ("Radau", "BDF", "LSODA")
 
 
 @dataclass(frozen=True)
-class Scipy(Solver):
+class Scipy(AdaptiveSolver):
     """The methods of `scipy.integrate.solve_ivp`, each sample of a batch integrated by itself.
 
     SciPy's arithmetic is float64 on the CPU. The field is evaluated in the type of the solve and on its device, so for
@@ -40,16 +41,14 @@ class Scipy(Solver):
     """
 
     method: str = "LSODA"
+    _: KW_ONLY
     rtol: float = 1e-8
     atol: float = 1e-10
-    max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"unknown SciPy method {self.method!r}; choose one of {', '.join(METHODS)}")
-        positive_number("rtol", self.rtol)
-        non_negative_number("atol", self.atol)
-        positive_int("max_steps", self.max_steps)
+        super().__post_init__()
+        one_of("SciPy method", self.method, METHODS)
+        positive_number("rtol", self.rtol)  # SciPy raises a zero to a value of its own
 
     def loop(self, problem: Problem) -> "ScipyLoop":
         check_horizon(self, problem)

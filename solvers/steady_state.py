@@ -38,7 +38,10 @@ class SteadyState:
         non_negative_number("rtol", self.rtol)
         non_negative_number("atol", self.atol)
         if self.rtol == self.atol == 0:
-            raise ValueError("rtol and atol are both 0, which no iteration in floating point can promise to reach")
+            raise ValueError(
+                "rtol and atol are both 0, which no iteration in floating point can promise to reach: give one of "
+                "them, or for a given number of iterations rtol=0 and atol=0 to a relaxation solver itself"
+            )
         positive_int("max_steps", self.max_steps)
 
     def reached(self, residual: Tensor, y: Tensor) -> Tensor:

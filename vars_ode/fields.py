@@ -182,6 +182,7 @@ class ProximalFlow(_Splitting):
     """
 
     threshold: str = "soft"
+    natural_step: ClassVar[float] = 1.0
     linear_rate: ClassVar[float] = 1.0
     contractive: ClassVar[bool] = True
 
@@ -217,6 +218,7 @@ class LCA(_Splitting):
     """
 
     threshold: str = "soft"
+    natural_step: ClassVar[float] = 1.0
     linear_rate: ClassVar[float] = 1.0
     contractive: ClassVar[bool] = True
 

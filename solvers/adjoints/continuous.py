@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solvers.adjoints.adjoint import Adjoint
-from solvers.checks import non_negative_number, positive_int, rate_of_state
+from solvers.adjoints.adjoint import Adjoint, seeks_equilibrium
+from solvers.checks import non_negative_number, one_of, positive_int, rate_of_state
 from solvers.field import Field
 from solvers.solution import Solution, SolverError, SolverWarning
 from solvers.solver import Loop, Problem
-from solvers.stepping import SteppingLoop
 from solvers.tree import map_tensors, replace_tensors, tensors
 
 METHODS = ("bosh3", "dopri5", "dopri8", "adaptive_heun")
@@ -57,10 +56,7 @@ class Continuous(Adjoint):
         positive_int("max_steps", self.max_steps)
         if self.rtol == self.atol == 0:
             raise ValueError("rtol and atol are both 0: no step is short enough for that")
-        if self.method not in METHODS:
-            raise ValueError(
-                f"unknown method {self.method!r} of the backward solve; choose one of {', '.join(METHODS)}"
-            )
+        one_of("method of the backward solve", self.method, METHODS)
 
     def solve(self, loop: Loop, y0: Tensor, args: Any) -> Solution:
         _refuse_limits(loop)
@@ -255,9 +251,7 @@ class _Backward:
 
 
 def _refuse_limits(loop: Loop) -> None:
-    problem = loop.problem
-    relaxation = isinstance(loop, SteppingLoop) and loop.grid.open_ended
-    if relaxation or problem.until is not None:
+    if seeks_equilibrium(loop):
         raise ValueError(
             "the adjoint 'continuous' integrates back from a known t1, but this solve ends where it comes to rest: use "
             "adjoint='implicit' for the gradient of the equilibrium, 'direct' or 'checkpointed' for that of the steps, "

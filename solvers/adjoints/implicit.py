@@ -2,13 +2,13 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from solvers.adjoints.adjoint import Adjoint
+from solvers.adjoints.adjoint import Adjoint, seeks_equilibrium
 from solvers.checks import positive_int, positive_number
 from solvers.krylov import gmres
 from solvers.solution import Solution, SolverWarning, Status
@@ -69,7 +69,7 @@ class Implicit(Adjoint):
         rate_of_state = field(t, state, map_tensors(Tensor.detach, args))
         y1 = _Equilibrium.apply(rate, y0, rest, self, state, rate_of_state)
         ys = y1[None] if loop.problem.save_at is None else _Trajectory.apply(solution.ys, y1)
-        return Solution(solution.ts, ys, y1, solution.status, solution.stats)
+        return replace(solution, ys=ys, y1=y1)
 
 
 class _Equilibrium(torch.autograd.Function):
@@ -131,7 +131,7 @@ def _solve_transposed(adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tens
 
 
 def _refuse_finite_horizons(loop: Loop) -> None:
-    if loop.problem.until is None:
+    if not seeks_equilibrium(loop):
         raise ValueError(
             f"the adjoint 'implicit' differentiates equilibria, but this solve ends at t1={loop.problem.t1} whether at "
             "rest or not: give until=SteadyState(...) or a relaxation solver such as 'nesterov'; for a finite horizon "

@@ -32,7 +32,8 @@ BAD = {
     "boolean t1": ({"t1": True}, "t1 must be a number"),
     "list t1": ({"t1": [1.0]}, "t1 must be a number"),
     "two t1": ({"t1": torch.ones(2)}, "t1 must be a number"),
-    "infinite t1": ({"t1": math.inf}, "Euler cannot reach t1=inf.*until"),
+    "infinite t1": ({"t1": math.inf, "solver": "euler"}, "Euler cannot reach t1=inf.*until"),
+    "infinite t1 by default": ({"t1": math.inf}, "Tsit5 cannot reach t1=inf.*until"),
     "infinite t1, counted steps": (
         {"t1": math.inf, "solver": solvers.Euler(num_steps=3), "until": solvers.SteadyState()},
         "cannot divide t1=inf; give dt",
@@ -42,7 +43,7 @@ BAD = {
     "solver class": ({"solver": solvers.Euler}, "expected the name of a solver or a Solver object"),
     "no solver": ({"solver": None}, "expected the name of a solver"),
     "unknown adjoint": ({"adjoint": "magic"}, "unknown adjoint 'magic'.*direct, checkpointed"),
-    "unknown on_failure": ({"on_failure": "ignore"}, "on_failure must be one of last, raise, nan"),
+    "unknown on_failure": ({"on_failure": "ignore"}, "unknown on_failure 'ignore'; choose one of last, raise, nan"),
     "until a number": ({"until": 1e-3}, "until must be a SteadyState"),
     "save_at outside": ({"save_at": torch.tensor([0.0, 1.5])}, r"save_at must lie between t0=0.0 and t1=1.0.*1.5"),
     "save_at before": ({"save_at": torch.tensor([-0.5, 1.0])}, "save_at must lie between"),

@@ -148,7 +148,7 @@ def test_the_end_of_the_domain_is_not_a_number(solver: Any) -> None:
 
 @each_backend
 def test_the_step_limit_returns_a_state_on_the_solution(solver: Any) -> None:
-    limited = solvers.get(solver, max_steps=4)
+    limited = solvers.get(solver, rtol=1e-5, max_steps=4)
     solution = solvers.solve(decay, torch.ones(2, 1, dtype=F64), 50.0, limited, 1.0, on_failure="nan")
     assert solution.y1.isnan().all()
     with pytest.warns(solvers.SolverWarning, match="MAX_STEPS_REACHED"):

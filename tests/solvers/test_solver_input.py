@@ -173,9 +173,10 @@ def test_a_field_may_be_any_callable() -> None:
         def rate(self, t: Tensor, y: Tensor, args: Any) -> Tensor:
             return field(t, y, args)
 
-    expected = solvers.solve(field, y0, 1.0, "rk4", args).y1
-    assert solvers.solve(Method().rate, y0, 1.0, "rk4", args).y1.equal(expected)
-    assert solvers.solve(Pull.forward.__get__(field), y0, 1.0, "rk4", args).y1.equal(expected)
+    solver = solvers.RK4(num_steps=2)
+    expected = solvers.solve(field, y0, 1.0, solver, args).y1
+    assert solvers.solve(Method().rate, y0, 1.0, solver, args).y1.equal(expected)
+    assert solvers.solve(Pull.forward.__get__(field), y0, 1.0, solver, args).y1.equal(expected)
 
 
 def test_a_tensor_may_be_a_horizon() -> None:

@@ -17,9 +17,7 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
         self._aliases: dict[str, str] = {}
 
-    def register(
-        self, name: str, cls: type[T], *, aliases: tuple[str, ...] = (), overwrite: bool = False
-    ) -> None:
+    def register(self, name: str, cls: type[T], *, aliases: tuple[str, ...] = (), overwrite: bool = False) -> None:
         """Make `cls` available as `name` and as each of `aliases`.
 
         Args:

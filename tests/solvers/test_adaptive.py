@@ -44,7 +44,9 @@ def test_back_ends_by_name(cls: Any, known: list[str]) -> None:
     assert solvers.solve(Rational(), Y0, 2.0, cls()).y1.equal(first)
     missing = ({"torchode", "torchdiffeq"} - set(known)) | {"scipy"}
     for backend in missing:
-        with pytest.raises(ValueError, match=f"unknown back end of {cls.__name__} '{backend}'.*choose one of {known[0]}"):
+        with pytest.raises(
+            ValueError, match=f"unknown back end of {cls.__name__} '{backend}'.*choose one of {known[0]}"
+        ):
             cls(backend=backend)
 
 

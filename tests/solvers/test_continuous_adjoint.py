@@ -285,5 +285,7 @@ def test_changing_a_tensor_before_the_backward_pass_is_an_error() -> None:
 
 @pytest.mark.parametrize("options", [{"rtol": 0, "atol": 0}, {"rtol": -1}, {"max_steps": 0}, {"method": "euler"}])
 def test_options_are_checked(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"both 0|rtol must be|max_steps must be|unknown method of the backward solve 'euler'"):
+    with pytest.raises(
+        ValueError, match=r"both 0|rtol must be|max_steps must be|unknown method of the backward solve 'euler'"
+    ):
         Continuous(**options)

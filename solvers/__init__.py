@@ -7,12 +7,12 @@
 
 from solvers import adjoints as adjoints
 from solvers import checks as checks
+from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
+from solvers.adaptive import EmbeddedRungeKutta as EmbeddedRungeKutta
 from solvers.adjoints import Checkpointed as Checkpointed
 from solvers.adjoints import Continuous as Continuous
 from solvers.adjoints import Direct as Direct
 from solvers.adjoints import Implicit as Implicit
-from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
-from solvers.adaptive import EmbeddedRungeKutta as EmbeddedRungeKutta
 from solvers.anderson import Anderson as Anderson
 from solvers.bosh3 import Bosh3 as Bosh3
 from solvers.catalogue import available as available

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from solvers.backends import torchdiffeq, torchode
-from solvers.backends.ledger import check_horizon
+from solvers.bookkeeping import check_horizon
 from solvers.checks import non_negative_number, one_of, positive_int
 from solvers.solver import Loop, Problem, Solver
 
 Backend = Literal["torchode", "torchdiffeq"]
-# in order of preference: with torchode a sample's answer does not depend on its batch mates
+# in order of preference: with torchode a sample's answer does not depend on the rest of its batch
 _LOOPS = {
     "torchode": (torchode.METHODS, torchode.TorchodeLoop),
     "torchdiffeq": (torchdiffeq.METHODS, torchdiffeq.TorchdiffeqLoop),
@@ -49,12 +49,12 @@ class EmbeddedRungeKutta(AdaptiveSolver):
 
     `stats["residual"]` is exact: these methods end each step with an evaluation at the new state.
 
-    With the back end torchode each sample has steps of its own: neither a badly scaled nor a broken batch mate has
-    any influence, times to be saved are interpolated (order 4), and `save_at="steps"` returns times (saved, batch),
-    padded with each sample's last. With torchdiffeq the batch has one step size, the smallest that any of its samples
-    needs: answers stay within tolerance, but depend on the batch mates by about that tolerance and cost what the worst
-    of them costs. Samples that are steady or have failed drop out of the error control. A time to be saved inside a
-    step costs a shorter step of its own.
+    With the back end torchode each sample has steps of its own: other samples of the batch, badly scaled or nonfinite,
+    have no influence on it, times to be saved are interpolated (order 4), and `save_at="steps"` returns times
+    (saved, batch), padded with each sample's last. With torchdiffeq the batch has one step size, the smallest that any
+    of its samples needs: answers stay within tolerance, but depend on the rest of the batch by about that tolerance,
+    and every sample costs what the worst of them costs. Samples that are steady or have failed no longer count in the
+    error control. A time to be saved inside a step costs a shorter step of its own.
 
     Args:
         rtol, atol: relative and absolute tolerance per step. The default asks for about four digits; the rounding

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from solvers.solver import Problem
 from solvers.stepping import Grid, Interpolation, Memory, SteppingSolver
 from solvers.tableau import ButcherTableau
 
-NATURAL: Literal["natural"] = "natural"  # stands for the field's own step
+_NATURAL = "natural"  # the dt of a representation: the field's own step
 _WHOLE = 1e-9  # t1 - t0 within this of a multiple of dt counts as that multiple
 
 
@@ -26,14 +26,15 @@ class FixedStepSolver(SteppingSolver):
 
     Args:
         num_steps: the number of steps from t0 to t1.
-        dt: their length, positive also for a solve backwards in time; "natural" (or None) for the field's own.
+        dt: their length, positive also for a solve backwards in time; None for the field's own, which may be written
+            as "natural" too, the way it is displayed.
     """
 
     num_steps: int | None = None
-    dt: float | Literal["natural"] | None = None
+    dt: float | None = None
 
     def __post_init__(self) -> None:
-        if self.dt == NATURAL:
+        if self.dt == _NATURAL:
             object.__setattr__(self, "dt", None)
         if self.num_steps is not None and self.dt is not None:
             raise ValueError(
@@ -53,7 +54,7 @@ class FixedStepSolver(SteppingSolver):
         if self.num_steps is not None:
             steps, dt = self.num_steps, (t1 - t0) / self.num_steps
         else:
-            dt = math.copysign(self._step_length(problem.field), t1 - t0)
+            dt = math.copysign(self.step_length(problem.field), t1 - t0)
             steps = max(1, math.ceil((t1 - t0) / dt - _WHOLE))
         return Grid([*(t0 + n * dt for n in range(steps)), t1], open_ended=False)
 
@@ -66,13 +67,13 @@ class FixedStepSolver(SteppingSolver):
             )
         if self.num_steps is not None:
             raise ValueError(f"{name}(num_steps={self.num_steps}) cannot divide t1={problem.t1}; give dt instead")
-        dt = math.copysign(self._step_length(problem.field), problem.t1)
+        dt = math.copysign(self.step_length(problem.field), problem.t1)
         return Grid([problem.t0 + n * dt for n in range(problem.until.max_steps + 1)], open_ended=True)
 
-    def _step_length(self, field: Field) -> float:
-        """`dt`, or in its absence the field's own step."""
+    def step_length(self, field: Field) -> float:
+        """The length of the steps on `field`: `dt`, or in its absence the field's own; `num_steps` plays no part."""
         if self.dt is not None:
-            return cast(float, self.dt)
+            return self.dt
         step = getattr(field, "natural_step", None)
         if step is None:
             name, kind = type(self).__name__, type(field).__name__
@@ -91,7 +92,7 @@ class FixedStepSolver(SteppingSolver):
         return replace(self, num_steps=None, dt=abs(t1 - t0) / self.num_steps)
 
     def __repr__(self) -> str:
-        return short_repr(self, **({} if self.num_steps or self.dt else {"dt": NATURAL}))
+        return short_repr(self, **({} if self.num_steps or self.dt else {"dt": _NATURAL}))
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ def solve(
         save_at: None saves the end only, a 1-d tensor or sequence of times in the direction of integration these (a
             sequence also under torch.compile, where values of tensors are out of reach), "steps" every step from y0 on.
         until: stop each sample at its steady state.
-        on_failure: for samples that fail (`Solution.success` is False), "last" returns the last state and warns once, "raise" raises a
-            SolverError, "nan" fills them with NaN. The status tells in all cases.
+        on_failure: for samples that fail (`Solution.success` is False), "last" returns the last state and warns once,
+            "raise" raises a SolverError, "nan" fills them with NaN. The status tells in all cases.
 
     Returns:
         a `Solution`.
@@ -136,8 +136,8 @@ def _as_numbers(save_at: Any) -> tuple[float, ...]:
 
 
 def _shorten(values: tuple[float, ...], limit: int = 8) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:limit])
-    return f"({shown}{', ...' if len(values) > limit else ''})"
+    listed = ", ".join(f"{value:g}" for value in values[:limit])
+    return f"({listed}{', ...' if len(values) > limit else ''})"
 
 
 def _solve_dtype(y0: Tensor, args: Any) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""What relaxation methods share: they iterate T(y) = y + f(y) to its fixed point, where the flow comes to rest."""
+"""What relaxation methods share: they iterate T(y) = y + f(y) to its fixed point, the flow's equilibrium."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -21,8 +21,8 @@ def max_norm(y: Tensor) -> Tensor:
 class SteadyState:
     """Stop each sample by itself when max|f(y)| <= atol + rtol max|y|; reaching it is success.
 
-    The norms are maxima over a sample, so the rule neither depends on its size nor on its batch mates. Defaults lie a
-    little above the rounding noise of float32.
+    The norms are maxima over a sample, so the rule depends neither on its size nor on the rest of the batch. The
+    defaults lie a little above the rounding noise of float32.
 
     Args:
         rtol, atol: tolerances, not both zero.

@@ -180,7 +180,7 @@ class SteppingLoop(Loop):
         return carry, saved
 
     def _with_rate(self, carry: Carry, t: Tensor, args: Any) -> tuple[Carry, Tensor]:
-        """The field at (t, y), evaluated where it is not known yet, and the samples stopped that it shows to be done."""
+        """The field at (t, y), evaluated where it is not known yet, and with it which samples stop here."""
         known = carry.rate is not None
         rate = carry.rate if carry.rate is not None else self.problem.field(t, carry.y, args)
         if not known:

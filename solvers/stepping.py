@@ -116,6 +116,10 @@ class Progress(NamedTuple):
             num_steps=self.num_steps + self.active, num_field_evals=self.num_field_evals + evals * self.active
         )
 
+    def evaluated(self) -> "Progress":
+        """After one evaluation beside the steps, for interpolation."""
+        return self._replace(num_field_evals=self.num_field_evals + self.active)
+
 
 class Carry(NamedTuple):
     """All that passes from one step to the next. `rate` is the field at (t, y) where it is known already."""
@@ -163,58 +167,38 @@ class SteppingLoop(Loop):
 
     def advance(self, carry: Carry, args: Any, first: int, last: int) -> tuple[Carry, Saved]:
         """Take the steps `first`, ..., `last` - 1; returns the states to be saved on the way as well."""
-        times = torch.tensor(self.grid.times[first : last + 1], dtype=carry.y.dtype, device=carry.y.device)
+        y, rate, memory, progress, residual = carry  # local names: on small problems the loop's own time matters
+        solver, field, until, grid = self.solver, self.problem.field, self.problem.until, self.grid.times
+        times = torch.tensor(grid[first : last + 1], dtype=y.dtype, device=y.device)
         saved: Saved = {}
         for n in range(first, last):
-            carry, rate = self._with_rate(carry, times[n - first], args)
-            if self.done(carry):
-                break
-            following = self._step(carry, rate, n, times[n - first], args)
+            t, dt = times[n - first], grid[n + 1] - grid[n]
+            known = rate is not None
+            if rate is None:
+                rate = field(t, y, args)
+                rate_of_state(rate, y)
+            if progress is not None and until is not None:
+                progress = progress.check(rate, y, until, evals=0 if known else 1)
+                if not bool(progress.active.any()):
+                    break
+            stepped = solver.step(field, t, dt, y, rate, memory, args)
+            if n == 0:
+                _check_step(solver, stepped, y, memory)
+            y_next, memory_next = stepped
+            if progress is not None:
+                progress = progress.stepped(solver.evals_per_step - 1)
+                y_next, memory_next = _stopped_keep(progress.active, (y_next, memory_next), (y, memory))
+            if n == self.num_steps - 1 and not self.grid.open_ended:
+                residual = max_norm((y_next - y) / dt)
             rate_next = None
-            if self.plan.needs_end_rate(n, self.solver.interpolation):
-                rate_next = self.problem.field(times[n + 1 - first], following.y, args)
-                following, rate, rate_next = self._masked_rates(following, rate, rate_next)
-            dt = self.grid.times[n + 1] - self.grid.times[n]
-            self.plan.record(saved, n, dt, carry.y, following.y, rate, rate_next)
-            carry = following._replace(rate=rate_next)
-        return carry, saved
-
-    def _with_rate(self, carry: Carry, t: Tensor, args: Any) -> tuple[Carry, Tensor]:
-        """The field at (t, y), evaluated where it is not known yet, and with it which samples stop here."""
-        known = carry.rate is not None
-        rate = carry.rate if carry.rate is not None else self.problem.field(t, carry.y, args)
-        if not known:
-            rate_of_state(rate, carry.y)
-        progress = carry.progress
-        if progress is not None and self.problem.until is not None:
-            progress = progress.check(rate, carry.y, self.problem.until, evals=0 if known else 1)
-        return carry._replace(rate=rate, progress=progress), rate
-
-    def _step(self, carry: Carry, rate: Tensor, n: int, t: Tensor, args: Any) -> Carry:
-        """Step `n`; samples that have stopped keep their state and memory."""
-        y, memory, progress, residual = carry.y, carry.memory, carry.progress, carry.residual
-        dt = self.grid.times[n + 1] - self.grid.times[n]
-        stepped = self.solver.step(self.problem.field, t, dt, y, rate, memory, args)
-        if n == 0:
-            _check_step(self.solver, stepped, y, memory)
-        y_next, memory_next = stepped
-        if progress is not None:
-            progress = progress.stepped(self.solver.evals_per_step - 1)
-            y_next = _where(progress.active, y_next, y)
-            pairs = zip(memory_next, memory, strict=True)
-            memory_next = tuple(_keep(progress.active, new, old) for new, old in pairs)
-        if n == self.num_steps - 1 and not self.grid.open_ended:
-            residual = max_norm((y_next - y) / dt)
-        return Carry(y_next, None, memory_next, progress, residual)
-
-    def _masked_rates(self, carry: Carry, rate: Tensor, rate_next: Tensor) -> tuple[Carry, Tensor, Tensor]:
-        """Rates at both ends of a step for interpolation: zero where a sample has stopped, since it does not move."""
-        progress = carry.progress
-        if progress is None:
-            return carry, rate, rate_next
-        progress = progress._replace(num_field_evals=progress.num_field_evals + progress.active)
-        rate, rate_next = (_where(progress.active, r, torch.zeros_like(r)) for r in (rate, rate_next))
-        return carry._replace(progress=progress), rate, rate_next
+            if self.plan.needs_end_rate(n, solver.interpolation):
+                rate_next = field(times[n + 1 - first], y_next, args)
+                if progress is not None:
+                    progress = progress.evaluated()
+                    rate, rate_next = (_where(progress.active, r, torch.zeros_like(r)) for r in (rate, rate_next))
+            self.plan.record(saved, n, dt, y, y_next, rate, rate_next)
+            y, rate, memory = y_next, rate_next, memory_next
+        return Carry(y, rate, memory, progress, residual), saved
 
     def finish(self, y0: Tensor, carry: Carry, saved: Saved, args: Any) -> Solution:
         """Put the pieces together once all the segments have run."""
@@ -243,9 +227,11 @@ class SteppingLoop(Loop):
 
     def _outcome_by_sample(self, carry: Carry, progress: Progress, args: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a solve that may stop samples early."""
-        if self.grid.open_ended and not self.done(carry):
-            carry, _ = self._with_rate(carry, self._end_of_grid(carry.y), args)
-            progress = carry.progress or progress
+        until = self.problem.until
+        if self.grid.open_ended and until is not None and not self.done(carry):
+            known, t_end = carry.rate is not None, self._end_of_grid(carry.y)
+            rate = carry.rate if carry.rate is not None else self.problem.field(t_end, carry.y, args)
+            progress = progress.check(rate, carry.y, until, evals=0 if known else 1)
         status, residual = progress.status, progress.residual
         if not self.grid.open_ended:  # the end of the interval was reached, steady or not
             status = torch.where(progress.active, int(Status.SUCCESS), status)
@@ -300,9 +286,10 @@ def _stats(num_steps: Tensor, num_field_evals: Tensor, residual: Tensor) -> dict
     }
 
 
-def _keep(active: Tensor, new: Any, old: Any) -> Any:
-    """Memory after a step: samples that have stopped keep theirs, and constants stay."""
-    return old if new is old else _where(active, new, old)
+def _stopped_keep(active: Tensor, new: tuple[Tensor, Memory], old: tuple[Tensor, Memory]) -> tuple[Tensor, Memory]:
+    """State and memory after a step: samples that have stopped keep theirs, and constants stay."""
+    pairs = zip(new[1], old[1], strict=True)
+    return _where(active, new[0], old[0]), tuple(a if a is b else _where(active, a, b) for a, b in pairs)
 
 
 def _where(active: Tensor, new: Tensor, old: Tensor) -> Tensor:

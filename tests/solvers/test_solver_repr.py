@@ -110,12 +110,11 @@ def test_a_solution_is_displayed_where_it_holds_no_numbers() -> None:
     for transform, argument in zip(transforms, (torch.stack([y0, y0]), y0, y0), strict=True):
         transform(argument)
         assert seen.pop().startswith("Solution(ts=(1,), ys=(1, 2, 3), y1=(2, 3), ")
-    status = torch.zeros(2, dtype=torch.long)
-    states = torch.zeros(1, 2, 3)
+    parts = [torch.zeros(1), torch.zeros(1, 2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)]
     with FakeTensorMode() as mode:
-        fake = [mode.from_tensor(part) for part in (states[0, 0, :1], states, states[0], status)]
+        fake = [mode.from_tensor(part) for part in parts]
         assert repr(solvers.Solution(*fake, {"num_steps": fake[3]})) == TRACED
-    meta = [part.to("meta") for part in (states[0, 0, :1], states, states[0], status)]
+    meta = [part.to("meta") for part in parts]
     assert repr(solvers.Solution(*meta, {"num_steps": meta[3]})) == TRACED
 
 

@@ -8,6 +8,7 @@
 from solvers import adjoints as adjoints
 from solvers import checks as checks
 from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
+from solvers.adaptive import EmbeddedRungeKutta as EmbeddedRungeKutta
 from solvers.adjoints import Checkpointed as Checkpointed
 from solvers.adjoints import Continuous as Continuous
 from solvers.adjoints import Direct as Direct

@@ -13,7 +13,7 @@ from solvers.stepping import Memory
 
 
 class _History(NamedTuple):
-    """What Anderson carries, all batch first: tensors only, so that samples at rest keep theirs."""
+    """What Anderson carries, all batch first: tensors only, so that samples that have stopped keep theirs."""
 
     y: Tensor  # the last state and its rate
     rate: Tensor

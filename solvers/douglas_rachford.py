@@ -16,15 +16,16 @@ from solvers.stepping import Memory, SteppingLoop
 
 @dataclass(frozen=True)
 class DouglasRachford(RelaxationSolver):
-    """The alternating direction method of multipliers in scaled form, over-relaxed, for fields that come to rest at
-    the minimisers of 1/2 a^T G a - b^T a + h(a):
+    """The alternating direction method of multipliers in scaled form, over-relaxed, for fields whose equilibria
+    are the minimisers of 1/2 a^T G a - b^T a + h(a):
 
         x <- (G + rho I)^-1 (b + rho (z - u)),    x <- relaxation x + (1 - relaxation) z
         z <- prox_{h / rho}(x + u),               u <- u + x - z
 
     Boyd, Parikh, Chu, Peleato & Eckstein, Distributed optimization and statistical learning via the alternating
-    direction method of multipliers, 2011, sections 3.1.1 and 3.4.3. Being implicit in G it does not feel its
-    conditioning as gradient steps do: on coherent templates it needs about 1/20 of the iterations of `FixedPoint`.
+    direction method of multipliers, 2011, sections 3.1.1 and 3.4.3. Being implicit in G it is not slowed down
+    by its conditioning as gradient steps are: on coherent templates it needs about 1/20 of the iterations of
+    `FixedPoint`.
 
     The field must offer `resolvent(v, rho, args)` and `prox(v, step, args)`. Where it offers more, that is used:
     `factorise(rho, args)`, the resolvent as a function of v alone, asked for once per solve so that the factorisation

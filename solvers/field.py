@@ -5,10 +5,13 @@ A field may offer more than its value. Solvers that need it look it up by name a
 ==============================  ===================================================  ======================
 attribute                       meaning                                              asked for by
 ==============================  ===================================================  ======================
+`natural_step`                  the step length that is meant where none is given,   fixed-step solvers
+                                a number above 0: 1.0 where y + f(t, y) is an        without `num_steps`
+                                algorithm in its own right, which Euler then is      and `dt`
 `linear_rate`                   the number c in f(t, y) = -c y + g(t, y)             `ExponentialEuler`
 `contractive`                   True: trajectories approach each other in time       `Continuous` (warns)
-`resolvent(v, rho, args)`       (G + rho I)^-1 (b + rho v), where the field rests    `DouglasRachford`
-                                at minimisers of 1/2 a^T G a - b^T a + h(a)
+`resolvent(v, rho, args)`       (G + rho I)^-1 (b + rho v), where the equilibria are `DouglasRachford`
+                                the minimisers of 1/2 a^T G a - b^T a + h(a)
 `prox(v, step, args)`           argmin_a h(a) + |a - v|^2 / (2 step)                 `DouglasRachford`
 `factorise(rho, args)`          optional: v -> resolvent(v, rho, args), with the     `DouglasRachford`
                                 factorisation made once

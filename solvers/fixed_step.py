@@ -1,17 +1,19 @@
 """What fixed-step solvers share: the grid, and the explicit Runge-Kutta step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from solvers.checks import positive_int, positive_number
 from solvers.field import Field
+from solvers.representation import short_repr
 from solvers.solver import Problem
 from solvers.stepping import Grid, Interpolation, Memory, SteppingSolver
 from solvers.tableau import ButcherTableau
 
+_NATURAL = "natural"  # the dt of a representation: the field's own step
 _WHOLE = 1e-9  # t1 - t0 within this of a multiple of dt counts as that multiple
 
 
@@ -19,13 +21,21 @@ _WHOLE = 1e-9  # t1 - t0 within this of a multiple of dt counts as that multiple
 class FixedStepSolver(SteppingSolver):
     """Equal steps: `num_steps` of them, or as many of length `dt` as fit, the last one cut to end at t1.
 
-    With neither, dt = 1. The number of steps is a Python integer, so that a solve traces under torch.compile.
+    With neither, the step is the field's own `natural_step`; a field without one is an error, since no length is right
+    for every field. The number of steps is a Python integer, so that a solve traces under torch.compile.
+
+    Args:
+        num_steps: the number of steps from t0 to t1.
+        dt: their length, positive also for a solve backwards in time; None for the field's own, which may be written
+            as "natural" too, the way it is displayed.
     """
 
     num_steps: int | None = None
     dt: float | None = None
 
     def __post_init__(self) -> None:
+        if self.dt == _NATURAL:
+            object.__setattr__(self, "dt", None)
         if self.num_steps is not None and self.dt is not None:
             raise ValueError(
                 f"num_steps={self.num_steps} and dt={self.dt} were both given; each fixes the grid, so give one of them"
@@ -44,7 +54,7 @@ class FixedStepSolver(SteppingSolver):
         if self.num_steps is not None:
             steps, dt = self.num_steps, (t1 - t0) / self.num_steps
         else:
-            dt = math.copysign(self.dt or 1.0, t1 - t0)
+            dt = math.copysign(self.step_length(problem.field), t1 - t0)
             steps = max(1, math.ceil((t1 - t0) / dt - _WHOLE))
         return Grid([*(t0 + n * dt for n in range(steps)), t1], open_ended=False)
 
@@ -57,8 +67,32 @@ class FixedStepSolver(SteppingSolver):
             )
         if self.num_steps is not None:
             raise ValueError(f"{name}(num_steps={self.num_steps}) cannot divide t1={problem.t1}; give dt instead")
-        dt = math.copysign(self.dt or 1.0, problem.t1)
+        dt = math.copysign(self.step_length(problem.field), problem.t1)
         return Grid([problem.t0 + n * dt for n in range(problem.until.max_steps + 1)], open_ended=True)
+
+    def step_length(self, field: Field) -> float:
+        """The length of the steps on `field`: `dt`, or in its absence the field's own; `num_steps` plays no part."""
+        if self.dt is not None:
+            return self.dt
+        step = getattr(field, "natural_step", None)
+        if step is None:
+            name, kind = type(self).__name__, type(field).__name__
+            raise ValueError(
+                f"{name} was given neither num_steps nor dt, and the field ({kind}) has no `natural_step` to take "
+                f"instead: give {name}(num_steps=...) or {name}(dt=...), define `natural_step` on the field, or let an "
+                "adaptive solver such as 'tsit5' choose the steps"
+            )
+        positive_number("the field's natural_step", step)
+        return float(step)
+
+    def with_step_of(self, t1: float, t0: float = 0.0) -> "FixedStepSolver":
+        """The solver for other horizons than [t0, t1]: `num_steps` over that one become the `dt` that they are."""
+        if self.num_steps is None or t0 == t1 or math.isinf(t1):
+            return self
+        return replace(self, num_steps=None, dt=abs(t1 - t0) / self.num_steps)
+
+    def __repr__(self) -> str:
+        return short_repr(self, **({} if self.num_steps or self.dt else {"dt": _NATURAL}))
 
 
 @dataclass(frozen=True)

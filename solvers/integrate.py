@@ -4,6 +4,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from solvers import adjoints, catalogue
 from solvers.adjoints import Adjoint
+from solvers.checks import one_of
 from solvers.field import Field
 from solvers.solution import Solution, SolverError, SolverWarning, Status
 from solvers.solver import Problem, Solver
@@ -25,7 +27,7 @@ def solve(
     field: Field,
     y0: Tensor,
     t1: float = math.inf,
-    solver: str | Solver = "euler",
+    solver: str | Solver = "tsit5",
     args: Any = None,
     *,
     t0: float = 0.0,
@@ -44,16 +46,17 @@ def solve(
         y0: initial states, (batch, ...), floating point. Each y0[i] is a problem of its own.
         t1: the end; before t0 it integrates backwards. Relaxation solvers return the limit t1 -> inf whatever it is;
             others accept t1 = inf with `until` only.
-        solver: a name out of `solvers.available()` or an object such as `RK4(num_steps=8)`. A bare fixed-step name
-            takes steps of dt = 1.
+        solver: a name out of `solvers.available()` or an object such as `RK4(num_steps=8)`. The default controls its
+            error at rtol = 1e-4, atol = 1e-6. A bare fixed-step name takes the steps that the field names as its
+            `natural_step`.
         args: passed on to the field: any nesting of tuples, dicts and tensors. Gradients reach every tensor in it.
         t0: the start.
         adjoint: how gradients get back: a name out of `solvers.adjoints.available()` or an object.
         save_at: None saves the end only, a 1-d tensor or sequence of times in the direction of integration these (a
             sequence also under torch.compile, where values of tensors are out of reach), "steps" every step from y0 on.
         until: stop each sample at its steady state.
-        on_failure: for samples that fail, "last" returns the last state and warns once, "raise" raises a
-            SolverError, "nan" fills them with NaN. The status tells in all cases.
+        on_failure: for samples that fail (`Solution.success` is False), "last" returns the last state and warns once,
+            "raise" raises a SolverError, "nan" fills them with NaN. The status tells in all cases.
 
     Returns:
         a `Solution`.
@@ -64,8 +67,7 @@ def solve(
     """
     solver = catalogue.get(solver)
     adjoint = adjoints.get(adjoint)
-    if on_failure not in get_args(OnFailure):
-        raise ValueError(f"on_failure must be one of {', '.join(get_args(OnFailure))}, got {on_failure!r}")
+    one_of("on_failure", on_failure, get_args(OnFailure))
     if not callable(field):
         raise ValueError(f"field must be callable as field(t, y, args), got {type(field).__name__}")
     if until is not None and not isinstance(until, SteadyState):
@@ -134,8 +136,8 @@ def _as_numbers(save_at: Any) -> tuple[float, ...]:
 
 
 def _shorten(values: tuple[float, ...], limit: int = 8) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:limit])
-    return f"({shown}{', ...' if len(values) > limit else ''})"
+    listed = ", ".join(f"{value:g}" for value in values[:limit])
+    return f"({listed}{', ...' if len(values) > limit else ''})"
 
 
 def _solve_dtype(y0: Tensor, args: Any) -> torch.dtype:
@@ -149,20 +151,20 @@ def _solve_dtype(y0: Tensor, args: Any) -> torch.dtype:
 def _in_dtype(solution: Solution, dtype: torch.dtype) -> Solution:
     if solution.y1.dtype == dtype:
         return solution
-    return Solution(solution.ts, solution.ys.to(dtype), solution.y1.to(dtype), solution.status, solution.stats)
+    return replace(solution, ys=solution.ys.to(dtype), y1=solution.y1.to(dtype))
 
 
 def _handle_failure(solution: Solution, on_failure: OnFailure) -> Solution:
     if on_failure == "nan":  # no question asked, so it traces
         bad = ~solution.success.view(-1, *[1] * (solution.y1.ndim - 1))
         ys, y1 = (torch.where(bad, float("nan"), states) for states in (solution.ys, solution.y1))
-        return Solution(solution.ts, ys, y1, solution.status, solution.stats)
+        return replace(solution, ys=ys, y1=y1)
     if _is_traced(solution.status) or bool(solution.success.all()):
         return solution
     if on_failure == "raise":
         failed = int((~solution.success).sum())
         raise SolverError(f"{failed} of {len(solution.status)} samples failed.\n{solution.describe()}")
-    worst = Status(int(solution.status.max()))
+    worst = Status(int(solution.status[~solution.success].max()))
     warnings.warn(f"{worst.name}: {worst.advice}", SolverWarning, stacklevel=3)
     return solution
 

@@ -21,11 +21,11 @@ def gmres(operator: Operator, b: Tensor, rtol: float, max_steps: int, restart: i
 
     Saad & Schultz, GMRES, SIAM J. Sci. Stat. Comput. 1986, algorithm 4. It asks neither symmetry nor definiteness of
     A and its residual never rises. Preferred to the conjugate gradients (A is not symmetric in general), to BiCGSTAB
-    (which may break down) and to GCR (which stands still on rotations).
+    (which may break down) and to GCR (which stagnates on rotations).
 
     A system is done when its error |b - A x| / (|b| + min(|x|, 1000 |b|)) is at most rtol. For A of norm about 1 that
     is a backward error, which floating point can reach; the bound keeps a singular system from passing with a huge x.
-    The x of a system that is done no longer changes while its batch mates go on.
+    The x of a system that is done no longer changes while others are still being solved.
 
     Args:
         operator: x -> A x for the whole batch, (batch, n) to (batch, n).
@@ -69,7 +69,7 @@ def _cycle(operator: Operator, residual: Tensor, limit: Tensor, dimension: int) 
         left = beta * q[:, k + 1, 0].abs()
         if not bool((left > limit).any()):
             break
-        following = torch.where((left > limit)[:, None], following, 0.0)  # the systems that are done stand still
+        following = torch.where((left > limit)[:, None], following, 0.0)  # no new vector for systems that are done
         basis = torch.cat([basis, following[:, None]], dim=1)
     y = _back_substitution(r[:, :used, :used], beta[:, None] * q[:, :used, 0])
     return (y[:, None] @ basis[:, :used])[:, 0], used
@@ -81,10 +81,10 @@ def _orthogonalise(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(2):
         part = (basis @ w[..., None])[..., 0]
         w, column = w - (part[:, None] @ basis)[:, 0], column + part
-    rest = _norm(w)
-    rest = torch.where(rest > 10 * torch.finfo(w.dtype).eps * size, rest, 0.0)  # else the space is exhausted
-    following = torch.where(rest[:, None] > 0, w / _nonzero(rest)[:, None], 0.0)
-    return torch.cat([column, rest[:, None]], dim=1), following
+    length = _norm(w)
+    length = torch.where(length > 10 * torch.finfo(w.dtype).eps * size, length, 0.0)  # else the space is exhausted
+    following = torch.where(length[:, None] > 0, w / _nonzero(length)[:, None], 0.0)
+    return torch.cat([column, length[:, None]], dim=1), following
 
 
 def _rotated(q: Tensor, column: Tensor, k: int) -> tuple[Tensor, Tensor]:

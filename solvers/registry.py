@@ -1,8 +1,9 @@
 """Names for classes: `get("rk4", num_steps=8)` instead of an import."""
 
 import dataclasses
-import difflib
 from typing import Any, Generic, TypeVar
+
+from solvers.checks import one_of
 
 T = TypeVar("T")
 
@@ -16,15 +17,27 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
         self._aliases: dict[str, str] = {}
 
-    def register(self, name: str, cls: type[T], *, aliases: tuple[str, ...] = ()) -> None:
-        """Make `cls` available as `name`. A name is given once: a second class under it is an error."""
+    def register(self, name: str, cls: type[T], *, aliases: tuple[str, ...] = (), overwrite: bool = False) -> None:
+        """Make `cls` available as `name` and as each of `aliases`.
+
+        Args:
+            overwrite: let `cls` replace what has one of these names, for example when a notebook cell that defines
+                it runs again. Without it a taken name is an error, so that no two classes get in each other's way.
+        """
         if not (isinstance(cls, type) and issubclass(cls, self._base) and dataclasses.is_dataclass(cls)):
             raise ValueError(f"{name!r}: expected a dataclass derived from {self._base.__name__}, got {cls!r}")
         for known in (name, *aliases):
-            if known in self._classes or known in self._aliases:
-                raise ValueError(f"the {self._kind} name {known!r} is taken; choose another one")
-        self._classes[name] = cls
-        self._aliases.update(dict.fromkeys(aliases, name))
+            holder = self._classes.get(self._aliases.get(known, known))
+            if holder is not None and not overwrite:
+                raise ValueError(
+                    f"the {self._kind} name {known!r} is taken by {holder.__name__}; choose another one, or replace "
+                    "that class by register(..., overwrite=True)"
+                )
+        for alias in aliases:
+            self._classes.pop(alias, None)
+        self._classes[name] = cls  # a name that is taken keeps its place in the list
+        others = {alias: meant for alias, meant in self._aliases.items() if alias != name and meant in self._classes}
+        self._aliases = {**others, **dict.fromkeys(aliases, name)}
 
     def available(self) -> tuple[str, ...]:
         """The registered names, without aliases."""
@@ -41,10 +54,8 @@ class Registry(Generic[T]):
                 f"names: {', '.join(self.available())}"
             )
         name = self._aliases.get(choice, choice)
-        if name not in self._classes:
-            close = difflib.get_close_matches(choice, self._classes, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"unknown {self._kind} {choice!r}{hint}; choose one of {', '.join(self.available())}")
+        if name not in self._classes:  # looked up first: torch.compile traces this, but not the search for a hint
+            one_of(self._kind, choice, self.available())
         cls = self._classes[name]
         self._check_options(choice, cls, options)
         return cls(**options)

@@ -1,55 +1,54 @@
 """SciPy's initial value solvers, the reference: among them implicit ones for stiff problems."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.backends.ledger import Ledger, check_horizon, inside, last_time, solution, unmoved
-from solvers.checks import non_negative_number, positive_int, positive_number, rate_of_state
+from solvers.adaptive import AdaptiveSolver
+from solvers.bookkeeping import Bookkeeping, check_horizon, interior_times, last_time, solution, trivial_solution
+from solvers.checks import one_of, positive_number, rate_of_state
 from solvers.solution import Solution, Status
-from solvers.solver import Loop, Problem, Solver
+from solvers.solver import Loop, Problem
 
 METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 _WITH_JACOBIAN = ("Radau", "BDF", "LSODA")
 
 
 @dataclass(frozen=True)
-class Scipy(Solver):
+class Scipy(AdaptiveSolver):
     """The methods of `scipy.integrate.solve_ivp`, each sample of a batch integrated by itself.
 
     SciPy's arithmetic is float64 on the CPU. The field is evaluated in the type of the solve and on its device, so for
     a reference solve in float64. Since `args` may be laid out in any way, the field is evaluated on the whole batch
     where one sample moves: the cost grows with the square of the batch.
 
-    There is nothing to backpropagate through: a solve that would have to be differentiated is refused. The adjoints
-    'implicit' and 'continuous', which only look at the answer, work.
+    SciPy's arithmetic cannot be backpropagated through: a solve that would have to be is refused. The adjoints
+    'implicit' and 'continuous', which need only its result, work.
 
     `num_steps` counts accepted steps, as SciPy does not report the others; `num_field_evals` includes one evaluation
     per Jacobian. `save_at="steps"` returns times (saved, batch), padded with each sample's last.
 
     Args:
-        method: "LSODA" (Petzold 1983, ODEPACK) finds out by itself whether a problem is stiff. Else "RK45", "RK23" or
-            "DOP853" for problems that are not, "Radau" or "BDF" for those that are; their Jacobians are exact, by
+        method: "LSODA" (Petzold 1983, ODEPACK) detects by itself whether a problem is stiff. Otherwise "RK45", "RK23"
+            or "DOP853" for problems that are not, "Radau" or "BDF" for those that are; their Jacobians are exact, by
             automatic differentiation.
         rtol, atol: relative and absolute tolerance. The defaults are those of a reference, not of a fast answer.
         max_steps: limit of accepted steps per sample.
     """
 
     method: str = "LSODA"
+    _: KW_ONLY
     rtol: float = 1e-8
     atol: float = 1e-10
-    max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"unknown SciPy method {self.method!r}; choose one of {', '.join(METHODS)}")
-        positive_number("rtol", self.rtol)
-        non_negative_number("atol", self.atol)
-        positive_int("max_steps", self.max_steps)
+        super().__post_init__()
+        one_of("SciPy method", self.method, METHODS)
+        positive_number("rtol", self.rtol)  # SciPy raises a zero to a value of its own
 
     def loop(self, problem: Problem) -> "ScipyLoop":
         check_horizon(self, problem)
@@ -68,27 +67,27 @@ class ScipyLoop(Loop):
         checks = int(torch.is_grad_enabled())
         if checks:
             self._refuse_gradients(y0, args)
-        done = unmoved(problem, y0, per_sample=True)
+        done = trivial_solution(problem, y0, per_sample=True)
         if done is not None:
             return done
-        ledgers, samples = [], []
+        single, samples = [], []
         with torch.no_grad():
             for i in range(y0.shape[0]):
                 sample = _Sample(self, y0, args, i)
                 sample.integrate()
-                ledgers.append(sample.ledger)
+                single.append(sample.progress)
                 samples.append(sample)
-        ledger = _merged(ledgers, y0.device)
-        ledger.num_field_evals += checks
+        progress = _merged(single, y0.device)
+        progress.num_field_evals += checks
         y1 = torch.stack([sample.tensor(sample.y) for sample in samples])
         if problem.save_at == "steps":
             ts, ys = _padded([sample.steps for sample in samples], y0)
-            return Solution(ts, ys, y1, ledger.status, ledger.stats())
+            return Solution(ts, ys, y1, progress.status, progress.stats())
         saved = {
             t: torch.stack([sample.tensor(sample.saved.get(t, sample.y)) for sample in samples])
-            for t in inside(problem)
+            for t in interior_times(problem)
         }
-        return solution(problem, ledger, y0, y1, saved)
+        return solution(problem, progress, y0, y1, saved)
 
     def _refuse_gradients(self, y0: Tensor, args: Any) -> None:
         t0 = torch.tensor(self.problem.t0, dtype=y0.dtype, device=y0.device)
@@ -96,9 +95,9 @@ class ScipyLoop(Loop):
         rate_of_state(rate, y0)
         if y0.requires_grad or rate.requires_grad:
             raise ValueError(
-                "a gradient would have to be taken through SciPy, which torch cannot see into: use adjoint='implicit' "
-                "(of an equilibrium) or adjoint='continuous', solve under torch.no_grad(), or take a solver written "
-                "in torch such as 'dopri5'"
+                "a gradient would have to be taken through SciPy, whose arithmetic torch does not record: use "
+                "adjoint='implicit' (of an equilibrium) or adjoint='continuous', solve under torch.no_grad(), or take "
+                "a solver written in torch such as 'dopri5'"
             )
 
 
@@ -108,13 +107,13 @@ class _Sample:
     Attributes:
         y: the last state.
         saved, steps: states by time, where asked for.
-        ledger: of this sample alone.
+        progress: the bookkeeping of this sample alone.
     """
 
     def __init__(self, loop: ScipyLoop, y0: Tensor, args: Any, index: int) -> None:
         self.problem, self.solver = loop.problem, loop.solver
         self.batch, self.args, self.index = y0.clone(), args, index
-        self.ledger = Ledger(y0[:1].cpu(), self.problem.until, self.solver.max_steps)
+        self.progress = Bookkeeping(y0[:1].cpu(), self.problem.until, self.solver.max_steps)
         self.t = self.problem.t0
         self.y = y0[index].flatten().double().cpu().numpy()
         self.saved: dict[float, np.ndarray] = {}
@@ -125,8 +124,8 @@ class _Sample:
 
     def integrate(self) -> None:
         rate = self.rate(self.t, self.y)
-        self.ledger.begin(self._one(self.y), self._one(rate), self._take_calls())
-        if not self._going():
+        self.progress.begin(self._one(self.y), self._one(rate), self._take_calls())
+        if not self._active():
             return
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # LSODA warns where it fails; the status says it
@@ -138,7 +137,7 @@ class _Sample:
                 self._fail()
 
     def _stepper(self) -> Any:
-        import scipy.integrate  # here for the sake of `import solvers`, as it takes a second
+        import scipy.integrate  # imported late, as it takes a second
 
         options: dict[str, Any] = {"rtol": self.solver.rtol, "atol": self.solver.atol}
         if self.solver.method in _WITH_JACOBIAN:
@@ -148,8 +147,8 @@ class _Sample:
         )
 
     def _steps(self, stepper: Any) -> None:
-        times = inside(self.problem)
-        while self._going():
+        times = interior_times(self.problem)
+        while self._active():
             stepper.step()
             if stepper.status == "failed" or not np.isfinite(stepper.y).all():
                 return self._fail()
@@ -164,12 +163,12 @@ class _Sample:
         last = ended or len(self.steps) > self.solver.max_steps
         rate = self.rate(self.t, self.y) if last or self.problem.until is not None else np.zeros(1)
         yes = torch.ones(1, dtype=torch.bool)
-        self.ledger.trial(yes, self._one(self.y), self._one(rate), yes & ended, self._take_calls())
+        self.progress.trial(yes, self._one(self.y), self._one(rate), yes & ended, self._take_calls())
 
     def _fail(self) -> None:
         status = Status.NONFINITE if self.seen_nonfinite else Status.STEP_SIZE_TOO_SMALL
         rate = self.rate(self.t, self.y)
-        self.ledger.fail(status, self._one(rate), self._take_calls())
+        self.progress.fail(status, self._one(rate), self._take_calls())
 
     def rate(self, t: float, y: np.ndarray) -> np.ndarray:
         if self._known is not None and self._known[0] == t and np.array_equal(self._known[1], y):
@@ -190,8 +189,8 @@ class _Sample:
     def _field(self, t: float, y: np.ndarray | Tensor) -> Tensor:
         self.calls += 1
         state = y if isinstance(y, Tensor) else self.tensor(y)
-        mates = torch.arange(len(self.batch), device=state.device).view(-1, *[1] * (self.batch.ndim - 1))
-        batch = torch.where(mates == self.index, state.view(self.batch.shape[1:]), self.batch)
+        indices = torch.arange(len(self.batch), device=state.device).view(-1, *[1] * (self.batch.ndim - 1))
+        batch = torch.where(indices == self.index, state.view(self.batch.shape[1:]), self.batch)
         rate = self.problem.field(torch.tensor(t, dtype=batch.dtype, device=batch.device), batch, self.args)
         rate_of_state(rate, batch)
         return rate
@@ -204,19 +203,19 @@ class _Sample:
         """As a batch of one, (1, features), in the type of the solve."""
         return torch.as_tensor(y)[None].to(self.batch.dtype)
 
-    def _going(self) -> bool:
-        return bool(self.ledger.going.all())
+    def _active(self) -> bool:
+        return bool(self.progress.active.all())
 
     def _take_calls(self) -> int:
         calls, self.calls = self.calls, 0
         return calls
 
 
-def _merged(ledgers: list[Ledger], device: torch.device) -> Ledger:
-    """The ledgers of single samples as one of a batch."""
-    merged = ledgers[0]
+def _merged(single: list[Bookkeeping], device: torch.device) -> Bookkeeping:
+    """The bookkeeping of single samples as that of the batch."""
+    merged = single[0]
     for name in ("status", "num_steps", "num_accepted", "num_field_evals", "residual"):
-        setattr(merged, name, torch.cat([getattr(ledger, name) for ledger in ledgers]).to(device))
+        setattr(merged, name, torch.cat([getattr(progress, name) for progress in single]).to(device))
     return merged
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
+import torch
 from torch import Tensor
 
 
@@ -25,6 +26,7 @@ class Status(IntEnum):
 
     @property
     def ok(self) -> bool:
+        """Whether this is success whatever was asked for; `Solution.success` knows what that was."""
         return self <= Status.STEADY_STATE
 
     @property
@@ -51,7 +53,7 @@ _ADVICE = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """What `solvers.solve` returns.
 
@@ -64,6 +66,8 @@ class Solution:
         stats: per sample, (batch,): `num_steps`, `num_accepted`, `num_rejected`, `num_field_evals` as integers and
             `residual`, the largest |dy/dt| at the last state: exact for samples that stopped short of the end of the
             interval, and at the end the mean rate over the last step, which costs no evaluation.
+        limit_is_goal: True where a given number of steps was asked for instead of a tolerance (rtol = atol = 0 of a
+            relaxation solver): MAX_STEPS_REACHED then says that all of them were taken, and is no failure.
     """
 
     ts: Tensor
@@ -71,14 +75,44 @@ class Solution:
     y1: Tensor
     status: Tensor
     stats: dict[str, Tensor]
+    limit_is_goal: bool = False
 
     @property
     def success(self) -> Tensor:
-        """Whether a sample reached what was asked for, (batch,) boolean."""
-        return self.status <= int(Status.STEADY_STATE)
+        """Whether a sample reached what was asked for, (batch,) boolean.
+
+        That is the end of the interval, a steady state, or the number of steps where this was asked for.
+        """
+        last = Status.MAX_STEPS_REACHED if self.limit_is_goal else Status.STEADY_STATE
+        return self.status <= int(last)
 
     def describe(self) -> str:
         """The distinct outcomes in words, the most frequent first."""
+        return "\n".join(f"{count} x {status.name}: {self._advice(status)}" for status, count in self._outcomes())
+
+    def __repr__(self) -> str:
+        """Shapes, outcomes and the range of steps taken; never the states themselves."""
+        shapes = [f"{name}={tuple(getattr(self, name).shape)}" for name in ("ts", "ys", "y1")]
+        return f"Solution({', '.join([*shapes, *self._in_numbers()])})"
+
+    def _in_numbers(self) -> list[str]:
+        if torch.compiler.is_compiling():
+            return ["traced"]
+        try:
+            outcomes = " + ".join(f"{count} x {status.name}" for status, count in self._outcomes())
+            steps = self.stats["num_steps"].tolist() if "num_steps" in self.stats else []
+        except RuntimeError:  # fake, meta and vmapped tensors hold no numbers to look at
+            return ["traced"]
+        low, high = (min(steps), max(steps)) if steps else (0, 0)
+        return [f"status={outcomes or 'none'}", f"num_steps={low if low == high else f'{low}..{high}'}"]
+
+    def _outcomes(self) -> list[tuple[Status, int]]:
+        """The distinct statuses and how many samples have them, the most frequent first."""
         codes, counts = self.status.unique(return_counts=True)
         outcomes = sorted(zip(counts.tolist(), codes.tolist(), strict=True), reverse=True)
-        return "\n".join(f"{count} x {Status(code).name}: {Status(code).advice}" for count, code in outcomes)
+        return [(Status(code), count) for count, code in outcomes]
+
+    def _advice(self, status: Status) -> str:
+        if self.limit_is_goal and status is Status.MAX_STEPS_REACHED:
+            return "All the steps that were asked for were taken."
+        return status.advice

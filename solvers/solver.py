@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from solvers.field import Field
+from solvers.representation import ShortRepr
 from solvers.solution import Solution
 from solvers.steady_state import SteadyState
 
@@ -35,7 +36,7 @@ class Loop(ABC):
         """Integrate from `y0`; differentiable by plain backpropagation where the solver's arithmetic is torch's."""
 
 
-class Solver(ABC):
+class Solver(ShortRepr, ABC):
     """Base of all solvers. Concrete ones are frozen dataclasses registered by name."""
 
     reaches_equilibrium: ClassVar[bool] = False  # True: returns the limit t1 -> inf, whatever t1 is

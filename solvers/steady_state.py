@@ -21,8 +21,8 @@ def max_norm(y: Tensor) -> Tensor:
 class SteadyState:
     """Stop each sample by itself when max|f(y)| <= atol + rtol max|y|; reaching it is success.
 
-    The norms are maxima over a sample, so the rule neither depends on its size nor on its batch mates. Defaults lie a
-    little above the rounding noise of float32.
+    The norms are maxima over a sample, so the rule depends neither on its size nor on the rest of the batch. The
+    defaults lie a little above the rounding noise of float32.
 
     Args:
         rtol, atol: tolerances, not both zero.
@@ -38,7 +38,10 @@ class SteadyState:
         non_negative_number("rtol", self.rtol)
         non_negative_number("atol", self.atol)
         if self.rtol == self.atol == 0:
-            raise ValueError("rtol and atol are both 0, which no iteration in floating point can promise to reach")
+            raise ValueError(
+                "rtol and atol are both 0, which no iteration in floating point can promise to reach: give one of "
+                "them, or for a given number of iterations rtol=0 and atol=0 to a relaxation solver itself"
+            )
         positive_int("max_steps", self.max_steps)
 
     def reached(self, residual: Tensor, y: Tensor) -> Tensor:

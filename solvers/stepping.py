@@ -1,8 +1,8 @@
 """Solvers that move the whole batch by common steps, and the one loop that runs them all.
 
 Fixed-step Runge-Kutta methods and relaxation methods differ in their step alone. The loop evaluates the field at the
-current state, looks whether samples are steady, and hands the value on to the step. Samples that are done keep their
-state while their batch mates go on, so an answer never depends on the company it was computed in.
+current state, tests which samples are steady, and hands the value on to the step. Samples that have stopped keep their
+state while the others are integrated further, so no sample's answer depends on the rest of its batch.
 """
 
 import math
@@ -56,14 +56,18 @@ class SteppingSolver(Solver):
     def step(
         self, field: Field, t: Tensor, dt: float, y: Tensor, rate: Tensor, memory: Memory, args: Any
     ) -> tuple[Tensor, Memory]:
-        """One step from (t, y), where rate = field(t, y, args), to (next y, next memory)."""
+        """One step from (t, y), where rate = field(t, y, args), to (next y, next memory).
+
+        The next memory is laid out as `memory`: tensors of the same shapes, and the same constants.
+        """
 
     def begin(self, field: Field, y0: Tensor, args: Any) -> Memory:
-        """What the method carries from step to step beside the state: tensors, batch first, and constants."""
+        """What the method carries from step to step beside the state: a tuple of tensors, batch first, and of
+        constants, objects that every step returns as they are."""
         return ()
 
     def stopping_rule(self, problem: Problem) -> SteadyState | None:
-        """When a sample is done before the end of the grid."""
+        """When a sample stops before the end of the grid; None: never."""
         return problem.until
 
     def loop(self, problem: Problem) -> "SteppingLoop":
@@ -72,7 +76,7 @@ class SteppingSolver(Solver):
         return SteppingLoop(replace(problem, until=self.stopping_rule(problem)), self, grid, plan)
 
 
-class Watch(NamedTuple):
+class Progress(NamedTuple):
     """Per-sample bookkeeping of a solve that may stop samples early, all (batch,)."""
 
     active: Tensor
@@ -82,7 +86,7 @@ class Watch(NamedTuple):
     residual: Tensor
 
     @classmethod
-    def begin(cls, y0: Tensor) -> "Watch":
+    def begin(cls, y0: Tensor) -> "Progress":
         batch, device = y0.shape[0], y0.device
         count = torch.zeros(batch, dtype=torch.long, device=device)
         return cls(
@@ -93,24 +97,28 @@ class Watch(NamedTuple):
             residual=torch.full((batch,), math.inf, dtype=y0.dtype, device=device),
         )
 
-    def check(self, rate: Tensor, y: Tensor, until: SteadyState, evals: int = 1) -> "Watch":
-        """Retire the samples whose `rate` at `y` is small enough, or no longer a number."""
+    def check(self, rate: Tensor, y: Tensor, until: SteadyState, evals: int = 1) -> "Progress":
+        """Stop the samples whose `rate` at `y` is small enough, or not finite."""
         norm = max_norm(rate)
         steady = self.active & until.reached(norm, y)
-        broken = self.active & ~norm.isfinite()
+        nonfinite = self.active & ~norm.isfinite()
         status = torch.where(steady, int(Status.STEADY_STATE), self.status)
-        return Watch(
-            active=self.active & ~steady & ~broken,
-            status=torch.where(broken, int(Status.NONFINITE), status),
+        return Progress(
+            active=self.active & ~steady & ~nonfinite,
+            status=torch.where(nonfinite, int(Status.NONFINITE), status),
             num_steps=self.num_steps,
             num_field_evals=self.num_field_evals + evals * self.active,
             residual=torch.where(self.active, norm.to(self.residual.dtype), self.residual),
         )
 
-    def stepped(self, evals: int) -> "Watch":
+    def stepped(self, evals: int) -> "Progress":
         return self._replace(
             num_steps=self.num_steps + self.active, num_field_evals=self.num_field_evals + evals * self.active
         )
+
+    def evaluated(self) -> "Progress":
+        """After one evaluation beside the steps, for interpolation."""
+        return self._replace(num_field_evals=self.num_field_evals + self.active)
 
 
 class Carry(NamedTuple):
@@ -119,7 +127,7 @@ class Carry(NamedTuple):
     y: Tensor
     rate: Tensor | None
     memory: Memory
-    watch: Watch | None
+    progress: Progress | None  # None: no sample stops early
     residual: Tensor | None  # the mean rate over the last step of the grid, where it was taken
 
 
@@ -146,78 +154,126 @@ class SteppingLoop(Loop):
 
     def start(self, y0: Tensor, args: Any) -> Carry:
         memory = self.solver.begin(self.problem.field, y0, args)
-        return Carry(y0, None, memory, Watch.begin(y0) if self.problem.until else None, None)
+        if not isinstance(memory, tuple):
+            raise ValueError(
+                f"{type(self.solver).__name__}.begin must return a tuple, the memory that its steps carry, got "
+                f"{_layout(memory)}; return () for none"
+            )
+        return Carry(y0, None, memory, Progress.begin(y0) if self.problem.until else None, None)
 
     def done(self, carry: Carry) -> bool:
         """Whether every sample has stopped (waits for the device to answer)."""
-        return carry.watch is not None and not bool(carry.watch.active.any())
+        return carry.progress is not None and not bool(carry.progress.active.any())
 
     def advance(self, carry: Carry, args: Any, first: int, last: int) -> tuple[Carry, Saved]:
         """Take the steps `first`, ..., `last` - 1; returns the states to be saved on the way as well."""
-        y, rate, memory, watch, residual = carry
-        solver, field, until = self.solver, self.problem.field, self.problem.until
-        times = torch.tensor(self.grid.times[first : last + 1], dtype=y.dtype, device=y.device)
+        y, rate, memory, progress, residual = carry  # local names: on small problems the loop's own time matters
+        solver, field, until, grid = self.solver, self.problem.field, self.problem.until, self.grid.times
+        times = torch.tensor(grid[first : last + 1], dtype=y.dtype, device=y.device)
         saved: Saved = {}
         for n in range(first, last):
-            t, dt = times[n - first], self.grid.times[n + 1] - self.grid.times[n]
+            t, dt = times[n - first], grid[n + 1] - grid[n]
             known = rate is not None
             if rate is None:
                 rate = field(t, y, args)
                 rate_of_state(rate, y)
-            if watch is not None and until is not None:
-                watch = watch.check(rate, y, until, evals=0 if known else 1)
-                if not bool(watch.active.any()):
+            if progress is not None and until is not None:
+                progress = progress.check(rate, y, until, evals=0 if known else 1)
+                if not bool(progress.active.any()):
                     break
-            y_next, memory_next = solver.step(field, t, dt, y, rate, memory, args)
-            if watch is not None:
-                watch = watch.stepped(solver.evals_per_step - 1)
-                y_next = _where(watch.active, y_next, y)
-                kept = zip(memory_next, memory, strict=True)
-                memory_next = tuple(_keep(watch.active, new, old) for new, old in kept)
-            if n == self.num_steps - 1:
+            stepped = solver.step(field, t, dt, y, rate, memory, args)
+            if n == 0:
+                _check_step(solver, stepped, y, memory)
+            y_next, memory_next = stepped
+            if progress is not None:
+                progress = progress.stepped(solver.evals_per_step - 1)
+                y_next, memory_next = _stopped_keep(progress.active, (y_next, memory_next), (y, memory))
+            if n == self.num_steps - 1 and not self.grid.open_ended:
                 residual = max_norm((y_next - y) / dt)
             rate_next = None
             if self.plan.needs_end_rate(n, solver.interpolation):
                 rate_next = field(times[n + 1 - first], y_next, args)
-                if watch is not None:
-                    watch = watch._replace(num_field_evals=watch.num_field_evals + watch.active)
-                    rate, rate_next = (_where(watch.active, r, torch.zeros_like(r)) for r in (rate, rate_next))
+                if progress is not None:
+                    progress = progress.evaluated()
+                    rate, rate_next = (_where(progress.active, r, torch.zeros_like(r)) for r in (rate, rate_next))
             self.plan.record(saved, n, dt, y, y_next, rate, rate_next)
             y, rate, memory = y_next, rate_next, memory_next
-        return Carry(y, rate, memory, watch, residual), saved
+        return Carry(y, rate, memory, progress, residual), saved
 
     def finish(self, y0: Tensor, carry: Carry, saved: Saved, args: Any) -> Solution:
         """Put the pieces together once all the segments have run."""
-        y1, watch = carry.y, carry.watch
-        if watch is None:
-            status, stats = self._plain_outcome(carry)
+        y1, progress = carry.y, carry.progress
+        if progress is None:
+            status, stats = self._common_outcome(carry, args)
         else:
-            status, stats = self._watched_outcome(carry, watch, args)
+            status, stats = self._outcome_by_sample(carry, progress, args)
         status = torch.where(max_norm(y1).isfinite(), status, int(Status.NONFINITE))
         ts, ys = self.plan.assemble(saved, y0, y1, self.grid.times)
-        return Solution(ts=ts, ys=ys, y1=y1, status=status, stats=stats)
+        every_step = progress is None and self.grid.open_ended
+        return Solution(ts=ts, ys=ys, y1=y1, status=status, stats=stats, limit_is_goal=every_step)
 
-    def _plain_outcome(self, carry: Carry) -> tuple[Tensor, dict[str, Tensor]]:
+    def _common_outcome(self, carry: Carry, args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a solve whose samples all take every step."""
         y1, steps = carry.y, self.num_steps
-        residual = carry.residual if carry.residual is not None else y1.new_zeros(y1.shape[0])
-        num_steps = torch.full((y1.shape[0],), steps, dtype=torch.long, device=y1.device)
         evals = steps * self.solver.evals_per_step + self.plan.extra_evals(steps, self.solver.interpolation)
-        stats = _stats(num_steps, torch.full_like(num_steps, evals), residual)
-        return torch.full_like(num_steps, int(Status.SUCCESS)), stats
+        outcome = Status.SUCCESS
+        residual = carry.residual if carry.residual is not None else y1.new_zeros(y1.shape[0])
+        if self.grid.open_ended:  # iterates of momentum methods do not move by the field's value, so it is looked up
+            outcome, evals = Status.MAX_STEPS_REACHED, evals + 1
+            with torch.no_grad():
+                residual = max_norm(self.problem.field(self._end_of_grid(y1), y1, args))
+        num_steps = torch.full((y1.shape[0],), steps, dtype=torch.long, device=y1.device)
+        return torch.full_like(num_steps, int(outcome)), _stats(num_steps, torch.full_like(num_steps, evals), residual)
 
-    def _watched_outcome(self, carry: Carry, watch: Watch, args: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        until, times = self.problem.until, self.grid.times
+    def _outcome_by_sample(self, carry: Carry, progress: Progress, args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a solve that may stop samples early."""
+        until = self.problem.until
         if self.grid.open_ended and until is not None and not self.done(carry):
-            t_end = torch.tensor(times[-1], dtype=carry.y.dtype, device=carry.y.device)
-            known = carry.rate is not None
+            known, t_end = carry.rate is not None, self._end_of_grid(carry.y)
             rate = carry.rate if carry.rate is not None else self.problem.field(t_end, carry.y, args)
-            watch = watch.check(rate, carry.y, until, evals=0 if known else 1)
-        status, residual = watch.status, watch.residual
+            progress = progress.check(rate, carry.y, until, evals=0 if known else 1)
+        status, residual = progress.status, progress.residual
         if not self.grid.open_ended:  # the end of the interval was reached, steady or not
-            status = torch.where(watch.active, int(Status.SUCCESS), status)
+            status = torch.where(progress.active, int(Status.SUCCESS), status)
             if carry.residual is not None:
-                residual = torch.where(watch.active, carry.residual, residual)
-        return status, _stats(watch.num_steps, watch.num_field_evals, residual)
+                residual = torch.where(progress.active, carry.residual, residual)
+        return status, _stats(progress.num_steps, progress.num_field_evals, residual)
+
+    def _end_of_grid(self, y: Tensor) -> Tensor:
+        return torch.tensor(self.grid.times[-1], dtype=y.dtype, device=y.device)
+
+
+def _check_step(solver: SteppingSolver, stepped: Any, y: Tensor, memory: Memory) -> None:
+    """Whether the loop can carry on with what a step returned. Asked of the first step only, since one tells."""
+    name = type(solver).__name__
+    if not isinstance(stepped, tuple) or len(stepped) != 2:
+        raise ValueError(f"{name}.step must return the pair (next y, next memory), got {_layout(stepped)}")
+    y_next, memory_next = stepped
+    if not isinstance(y_next, Tensor) or y_next.shape != y.shape:
+        raise ValueError(f"{name}.step must return a next y of y's shape, {tuple(y.shape)}, got {_layout(y_next)}")
+    fits = isinstance(memory_next, tuple) and len(memory_next) == len(memory)
+    if not fits or not all(_carries(new, old, len(y)) for new, old in zip(memory_next, memory, strict=True)):
+        raise ValueError(
+            f"{name}.step must return a memory laid out as the one it was given, {_layout(memory)}, got "
+            f"{_layout(memory_next)}: tensors, batch first, keep their shapes, and constants are returned as they are"
+        )
+
+
+def _carries(new: Any, old: Any, batch: int) -> bool:
+    """Whether `new` can take the place of `old` in the memory."""
+    if new is old:
+        return True
+    tensors = isinstance(new, Tensor) and isinstance(old, Tensor)
+    return tensors and new.shape == old.shape and new.shape[:1] == (batch,)
+
+
+def _layout(value: Any) -> str:
+    """Of what a solver returned: shapes and types, no values."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_layout, value))})"
+    return type(value).__name__
 
 
 def _stats(num_steps: Tensor, num_field_evals: Tensor, residual: Tensor) -> dict[str, Tensor]:
@@ -230,9 +286,10 @@ def _stats(num_steps: Tensor, num_field_evals: Tensor, residual: Tensor) -> dict
     }
 
 
-def _keep(active: Tensor, new: Any, old: Any) -> Any:
-    """Memory after a step: that of samples at rest stays, and so do constants."""
-    return old if new is old else _where(active, new, old)
+def _stopped_keep(active: Tensor, new: tuple[Tensor, Memory], old: tuple[Tensor, Memory]) -> tuple[Tensor, Memory]:
+    """State and memory after a step: samples that have stopped keep theirs, and constants stay."""
+    pairs = zip(new[1], old[1], strict=True)
+    return _where(active, new[0], old[0]), tuple(a if a is b else _where(active, a, b) for a, b in pairs)
 
 
 def _where(active: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -210,6 +210,7 @@ class ProximalFlow(_Splitting):
     """
 
     threshold: str = "soft"
+    natural_step: ClassVar[float] = 1.0
     linear_rate: ClassVar[float] = 1.0
     contractive: ClassVar[bool] = True
 
@@ -245,6 +246,7 @@ class LCA(_Splitting):
     """
 
     threshold: str = "soft"
+    natural_step: ClassVar[float] = 1.0
     linear_rate: ClassVar[float] = 1.0
     contractive: ClassVar[bool] = True
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solvers.adjoints.adjoint import Adjoint
-from solvers.checks import non_negative_number, positive_int, rate_of_state
+from solvers.adjoints.adjoint import Adjoint, seeks_equilibrium
+from solvers.checks import non_negative_number, one_of, positive_int, rate_of_state
 from solvers.field import Field
 from solvers.solution import Solution, SolverError, SolverWarning
 from solvers.solver import Loop, Problem
-from solvers.stepping import SteppingLoop
 from solvers.tree import map_tensors, replace_tensors, tensors
 
 METHODS = ("bosh3", "dopri5", "dopri8", "adaptive_heun")
@@ -27,16 +26,16 @@ class Continuous(Adjoint):
 
         dy/dt = f,    da/dt = -(df/dy)^T a,    dL/dtheta = integral of (df/dtheta)^T a from t0 to t1
 
-    are integrated from t1 back to t0 by torchdiffeq, starting anew from the forward solve's states at each saved time
+    are integrated from t1 back to t0 by torchdiffeq, restarted from the forward solve's states at each saved time
     (Chen et al. 2018, Neural ordinary differential equations, arXiv 1806.07366, appendix B). The result is the
     gradient of the exact flow, to the tolerance given here and that of the forward solve: with few fixed steps it is
     not the gradient of the numbers computed, which `Direct` and `Checkpointed` give.
 
     Recommended where memory is the limit and the flow is about as stable backwards as forwards. Not recommended for
-    contractive flows: integrated backwards they blow up, errors with them, and the state is no longer the
-    one that the forward solve went through. docs/adjoints.md has numbers.
+    contractive flows: integrated backwards they diverge, errors with them, and the state is no longer that
+    of the forward solve. docs/adjoints.md has numbers.
 
-    The tolerance is relative to the largest gradient handed in, so that scaling a loss changes nothing. All samples
+    The tolerance is relative to the largest gradient handed in, so that scaling a loss changes empty. All samples
     share the steps of the backward solve.
 
     Args:
@@ -57,10 +56,7 @@ class Continuous(Adjoint):
         positive_int("max_steps", self.max_steps)
         if self.rtol == self.atol == 0:
             raise ValueError("rtol and atol are both 0: no step is short enough for that")
-        if self.method not in METHODS:
-            raise ValueError(
-                f"unknown method {self.method!r} of the backward solve; choose one of {', '.join(METHODS)}"
-            )
+        one_of("method of the backward solve", self.method, METHODS)
 
     def solve(self, loop: Loop, y0: Tensor, args: Any) -> Solution:
         _refuse_limits(loop)
@@ -127,8 +123,8 @@ class _Adjoint(torch.autograd.Function):
         with torch.no_grad():
             solution = record.loop.run(leaves[0], record.layout.args(leaves))
         ys, y1 = solution.ys.clone(), solution.y1.clone()  # an output may not be a view of an input
-        nothing = y1.new_empty(0)
-        record.solution = replace(solution, ys=nothing, y1=nothing)
+        empty = y1.new_empty(0)
+        record.solution = replace(solution, ys=empty, y1=empty)
         ctx.record = record
         ctx.save_for_backward(ys, y1, *leaves)
         return ys, y1
@@ -177,10 +173,10 @@ class _Backward:
         moved = self._moved(y1, grad_ys, grad_y1)
         y, costate, later = y1, grad_y1, times[-1]
         for n in range(len(ys) - 1, -1, -1):
-            costate, integrals = self._leg(later, times[n], moved, y, costate, integrals)
+            costate, integrals = self._segment(later, times[n], moved, y, costate, integrals)
             y, costate, later = ys[n], costate + grad_ys[n], times[n]
         start = torch.full_like(later, self.problem.t0)
-        return self._leg(later, start, moved, y, costate, integrals)
+        return self._segment(later, start, moved, y, costate, integrals)
 
     def _times(self, y1: Tensor) -> list[Tensor]:
         """When the rows of ys were saved and then when y1 was reached, each shaped to broadcast against y1."""
@@ -205,11 +201,11 @@ class _Backward:
             )
         return success
 
-    def _leg(
+    def _segment(
         self, later: Tensor, earlier: Tensor, moved: Tensor, y: Tensor, costate: Tensor, integrals: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Costate and integrals carried from `later` to `earlier`, with time t = later + s (earlier - later)."""
-        from torchdiffeq import odeint  # here for the sake of `import solvers`, as it takes a second
+        from torchdiffeq import odeint  # imported late, as it takes a second
 
         length = (earlier - later) * moved
         if not bool(length.any()):
@@ -255,11 +251,9 @@ class _Backward:
 
 
 def _refuse_limits(loop: Loop) -> None:
-    problem = loop.problem
-    relaxation = isinstance(loop, SteppingLoop) and loop.grid.open_ended
-    if relaxation or problem.until is not None:
+    if seeks_equilibrium(loop):
         raise ValueError(
-            "the adjoint 'continuous' integrates back from a known t1, but this solve ends where it comes to rest: use "
+            "the adjoint 'continuous' integrates back from a known t1, but this solve ends at an equilibrium: use "
             "adjoint='implicit' for the gradient of the equilibrium, 'direct' or 'checkpointed' for that of the steps, "
             "or a finite t1 without `until`"
         )

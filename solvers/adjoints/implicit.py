@@ -2,13 +2,13 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from solvers.adjoints.adjoint import Adjoint
+from solvers.adjoints.adjoint import Adjoint, seeks_equilibrium
 from solvers.checks import positive_int, positive_number
 from solvers.krylov import gmres
 from solvers.solution import Solution, SolverWarning, Status
@@ -18,7 +18,7 @@ from solvers.tree import map_tensors
 
 @dataclass(frozen=True)
 class Implicit(Adjoint):
-    """Differentiates where the solve ended, not how it got there: memory of one evaluation, whatever the steps.
+    """Differentiates the equilibrium where the solve ended, not its steps: memory of one evaluation, however many.
 
     At an equilibrium f(y, theta) = 0, with J = df/dy,
 
@@ -28,8 +28,8 @@ class Implicit(Adjoint):
     is solved matrix-free, sample by sample, with vector-Jacobian products of the field: see `solvers.krylov`.
 
     Recommended for relaxation solvers and for `until=SteadyState(...)`. The gradient is as good as the equilibrium: an
-    error of the state goes into J and df/dtheta. Samples that had not come to rest get the gradient of an equilibrium
-    all the same, with a warning. There is no gradient of a gradient, nor one of saved states before the last.
+    error of the state goes into J and df/dtheta. Samples that had not reached it get the gradient of an equilibrium all
+    the same, with a warning. There is no gradient of a gradient, nor one of saved states before the last.
 
     `theta` is all that the field reads: `args`, parameters of modules, tensors it closes over. `stats` count the
     forward solve; two more evaluations connect its answer to the graph.
@@ -59,17 +59,17 @@ class Implicit(Adjoint):
         if not torch.is_grad_enabled():
             return solution
         field, end = loop.problem.field, loop.problem.t1 if math.isfinite(loop.problem.t1) else loop.problem.t0
-        t, rest = torch.tensor(end, dtype=y0.dtype, device=y0.device), solution.y1
-        rate = field(t, rest, args)  # its graph leads to all that the field reads
+        t, equilibrium = torch.tensor(end, dtype=y0.dtype, device=y0.device), solution.y1
+        rate = field(t, equilibrium, args)  # its graph leads to all that the field reads
         if not (rate.requires_grad or y0.requires_grad):
             return solution
         _warn_of_motion(solution)
         # A graph that leads to the state alone, built now: a module may hold other tensors when backward is called.
-        state = rest.clone().requires_grad_()
+        state = equilibrium.clone().requires_grad_()
         rate_of_state = field(t, state, map_tensors(Tensor.detach, args))
-        y1 = _Equilibrium.apply(rate, y0, rest, self, state, rate_of_state)
+        y1 = _Equilibrium.apply(rate, y0, equilibrium, self, state, rate_of_state)
         ys = y1[None] if loop.problem.save_at is None else _Trajectory.apply(solution.ys, y1)
-        return Solution(solution.ts, ys, y1, solution.status, solution.stats)
+        return replace(solution, ys=ys, y1=y1)
 
 
 class _Equilibrium(torch.autograd.Function):
@@ -77,24 +77,24 @@ class _Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rate: Tensor, y0: Tensor, rest: Tensor, adjoint: Implicit, state: Tensor, rate_of_state: Tensor
+        ctx: Any, rate: Tensor, y0: Tensor, equilibrium: Tensor, adjoint: Implicit, state: Tensor, rate_of_state: Tensor
     ) -> Tensor:
         ctx.adjoint, ctx.state, ctx.rate_of_state = adjoint, state, rate_of_state
-        return rest.clone()
+        return equilibrium.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the adjoint 'implicit' has no second derivative: it was asked for one by create_graph=True; use "
-                "adjoint='direct' with enough steps to come to rest"
+                "adjoint='direct' with enough steps to reach the equilibrium"
             )
         w = _solve_transposed(ctx.adjoint, ctx.state, ctx.rate_of_state, grad)
         return w, torch.zeros_like(grad), None, None, None, None
 
 
 class _Trajectory(torch.autograd.Function):
-    """Saved states of a solve whose way is not differentiated: a gradient that would be missing is an error."""
+    """Saved states of a solve whose steps are not differentiated: to ask for their gradient is an error."""
 
     @staticmethod
     def forward(ctx: Any, ys: Tensor, y1: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def _solve_transposed(adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tens
         warnings.warn(
             f"the linear system of the implicit gradient is solved to a relative residual of {float(error.max()):.3e}, "
             f"not {rtol:.3e}, for {int(missed.sum())} of {len(error)} samples: raise max_steps or restart of Implicit, "
-            "bring the state closer to rest, or look for an equilibrium that is not isolated",
+            "bring the state closer to the equilibrium, or look for an equilibrium that is not isolated",
             SolverWarning,
             stacklevel=2,
         )
@@ -131,11 +131,11 @@ def _solve_transposed(adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tens
 
 
 def _refuse_finite_horizons(loop: Loop) -> None:
-    if loop.problem.until is None:
+    if not seeks_equilibrium(loop):
         raise ValueError(
-            f"the adjoint 'implicit' differentiates equilibria, but this solve ends at t1={loop.problem.t1} whether at "
-            "rest or not: give until=SteadyState(...) or a relaxation solver such as 'nesterov'; for a finite horizon "
-            "use the adjoint 'direct', 'checkpointed' or 'continuous'"
+            f"the adjoint 'implicit' differentiates equilibria, but this solve ends at t1={loop.problem.t1} whether it "
+            "has reached one or not: give until=SteadyState(...) or a relaxation solver such as 'nesterov'; for a "
+            "finite horizon use the adjoint 'direct', 'checkpointed' or 'continuous'"
         )
 
 

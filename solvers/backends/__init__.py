@@ -1,1 +1,1 @@
-"""Where error-controlled integration comes from: one loop per library, each with the library's quirks in one file."""
+"""Where error-controlled integration comes from: one file per library, with all that is particular to it."""

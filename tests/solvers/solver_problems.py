@@ -64,6 +64,7 @@ class Pull(nn.Module):
     args = {"drive": (batch, n), "shape": (gain (n,), {"bias": (n,)})}.
     """
 
+    natural_step = 1.0
     linear_rate = 1.0
     contractive = True
 
@@ -99,6 +100,7 @@ class Lasso(nn.Module):
     args = {"drive": b (batch, n), "gram": G (n, n), "rest": (lam (),)}.
     """
 
+    natural_step = 1.0
     linear_rate = 1.0
     eta = 0.2
 

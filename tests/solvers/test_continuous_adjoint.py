@@ -225,7 +225,7 @@ def test_a_contractive_flow_ruins_the_gradient() -> None:
         {"solver": "nesterov"},
         {"solver": "dopri5", "t1": math.inf, "until": SteadyState()},
         {"solver": "dopri5", "t1": 1.0, "until": SteadyState()},
-        {"solver": "euler", "t1": math.inf, "until": SteadyState()},
+        {"solver": solvers.Euler(dt=1.0), "t1": math.inf, "until": SteadyState()},
     ],
     ids=str,
 )
@@ -285,5 +285,7 @@ def test_changing_a_tensor_before_the_backward_pass_is_an_error() -> None:
 
 @pytest.mark.parametrize("options", [{"rtol": 0, "atol": 0}, {"rtol": -1}, {"max_steps": 0}, {"method": "euler"}])
 def test_options_are_checked(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"both 0|rtol must be|max_steps must be|unknown method 'euler'"):
+    with pytest.raises(
+        ValueError, match=r"both 0|rtol must be|max_steps must be|unknown method of the backward solve 'euler'"
+    ):
         Continuous(**options)

@@ -188,7 +188,9 @@ def test_the_continuous_adjoint_works(method: str) -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"unknown SciPy method 'RK4'; choose one of RK23, RK45"):
+    with pytest.raises(
+        ValueError, match=r"unknown SciPy method 'RK4' \(did you mean 'RK45'\?\); choose one of RK23, RK45"
+    ):
         Scipy("RK4")
     with pytest.raises(ValueError, match="rtol must be"):
         Scipy(rtol=0)

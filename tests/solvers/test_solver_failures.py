@@ -58,7 +58,7 @@ def test_an_infinite_state_with_a_finite_rate_is_no_steady_state() -> None:
         return -torch.tanh(y)
 
     y0 = torch.tensor([[math.inf], [1.0]])
-    for solver in ("fixed_point", "euler"):
+    for solver in (solvers.FixedPoint(), solvers.Euler(dt=1.0)):
         solution = solvers.solve(saturated, y0, 50.0, solver, until=solvers.SteadyState(max_steps=50), on_failure="nan")
         assert solution.status.tolist() == [Status.NONFINITE, Status.STEADY_STATE]
 

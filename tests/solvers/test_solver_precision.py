@@ -91,4 +91,4 @@ def test_integer_tensors_in_args_stay_integers() -> None:
         return -y[:, args["index"]]
 
     y0 = torch.randn(2, 3, dtype=torch.bfloat16)
-    assert solvers.solve(field, y0, 1.0, "rk4", {"index": torch.tensor([2, 1, 0])}).success.all()
+    assert solvers.solve(field, y0, 1.0, solvers.RK4(num_steps=2), {"index": torch.tensor([2, 1, 0])}).success.all()

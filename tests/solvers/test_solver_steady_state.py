@@ -74,7 +74,7 @@ def test_open_ended_horizon(case: cases.SolverCase) -> None:
 @cases.each(cases.FIXED)
 def test_open_ended_horizon_has_a_step_limit(case: cases.SolverCase) -> None:
     rule = SteadyState(rtol=0, atol=1e-12, max_steps=5)
-    solution = solvers.solve(Decay(), Y0, math.inf, case.name, GOAL + 2, until=rule, on_failure="nan")
+    solution = solvers.solve(Decay(), Y0, math.inf, with_steps_of(case, 1.0), GOAL + 2, until=rule, on_failure="nan")
     if case.name == "euler":  # dt = 1 solves this one at once
         assert (solution.status == Status.STEADY_STATE).all()
     else:

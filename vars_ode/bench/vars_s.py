@@ -77,7 +77,7 @@ def vars_s(batch: int = 8, grid: tuple[int, int] = (14, 14), channels: int = 192
         grams += [partial(FormedGram.of, args.gram.filters, product) for product in ("einsum", "matmul")]
 
         def steps(gram: Callable[[], Any]) -> Tensor:
-            return solvers.solve(layer.field, y0, 3.0, args=args._replace(gram=gram())).y1
+            return solvers.solve(layer.field, y0, 3.0, "euler", args=args._replace(gram=gram())).y1
 
         filters, spectrum = torch.view_as_complex(args.gram.filters), torch.fft.rfft2(y0, norm="ortho")
         product: list[Callable[[], Tensor]] = [lambda: filters * synthesis(filters, spectrum).unsqueeze(2)]

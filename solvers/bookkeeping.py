@@ -1,4 +1,4 @@
-"""Per-sample bookkeeping that the back ends of error-controlled solvers share."""
+"""Per-sample bookkeeping that the solvers with error control share."""
 
 import math
 from typing import Any
@@ -35,10 +35,10 @@ def smallest_step(problem: Problem, t: Tensor | float) -> Tensor:
     return 4 * torch.finfo(torch.float64).eps * torch.as_tensor(t, dtype=torch.float64).abs().clamp_min(scale)
 
 
-class Ledger:
-    """Who is still going, how the others ended and what it cost; outside the autograd graph, all (batch,).
+class Bookkeeping:
+    """Which samples are still active, how the others ended and at what cost; outside the autograd graph, all (batch,).
 
-    The back ends report every trial step to it. It is changed in place: error control decides by values, so none of
+    The loops report every trial step to it. It is changed in place: error control decides by values, so none of
     this is traced.
     """
 
@@ -47,7 +47,7 @@ class Ledger:
         self.until = until
         self.max_steps = max_steps
         self.trials = 0
-        self.going = torch.ones(batch, dtype=torch.bool, device=device)
+        self.active = torch.ones(batch, dtype=torch.bool, device=device)
         self.status = torch.full((batch,), int(Status.SUCCESS), device=device)
         self.num_steps = torch.zeros(batch, dtype=torch.long, device=device)
         self.num_accepted = torch.zeros_like(self.num_steps)
@@ -56,47 +56,49 @@ class Ledger:
 
     def begin(self, y: Tensor, rate: Tensor, evals: int) -> None:
         """The field's value at the start, `rate`, took `evals` evaluations."""
-        self.num_field_evals += evals * self.going
-        self.retire(~(max_norm(y).isfinite() & max_norm(rate).isfinite()), Status.NONFINITE)
-        self._arrive(self.going, y, rate)
+        self.num_field_evals += evals * self.active
+        self.stop(~(max_norm(y).isfinite() & max_norm(rate).isfinite()), Status.NONFINITE)
+        self._reach(self.active, y, rate)
 
     def trial(self, accepted: Tensor, y: Tensor, rate: Tensor, ended: Tensor, evals: int) -> Tensor:
-        """One trial step of every sample that is going; `rate` at `y` where accepted. Returns who moved to `y`.
+        """One trial step of every active sample; returns which samples moved to `y`.
 
-        An accepted rate is finite, since it has a share in the error estimate.
+        `rate` is the field at `y` where the step was accepted. It is finite there, as the error estimate depends on it.
         """
         self.trials += 1
-        moved = accepted & self.going
-        self.num_steps += self.going
+        moved = accepted & self.active
+        self.num_steps += self.active
         self.num_accepted += moved
-        self.num_field_evals += evals * self.going
-        self._arrive(moved, y, rate)
-        self.retire(moved & ended, Status.SUCCESS)
+        self.num_field_evals += evals * self.active
+        self._reach(moved, y, rate)
+        self.stop(moved & ended, Status.SUCCESS)
         if self.trials >= self.max_steps:
-            self.retire(self.num_steps >= self.max_steps, Status.MAX_STEPS_REACHED)
+            self.stop(self.num_steps >= self.max_steps, Status.MAX_STEPS_REACHED)
         return moved
 
-    def underflow(self, which: Tensor, blown: Tensor) -> None:
-        """Steps of `which` became too small; `blown` where the last trial gave no finite numbers."""
+    def underflow(self, which: Tensor, nonfinite: Tensor) -> None:
+        """Steps of `which` became too small; `nonfinite` where the last trial gave infinities or NaN."""
         if bool(which.any()):
-            self.retire(which & blown, Status.NONFINITE)
-            self.retire(which, Status.STEP_SIZE_TOO_SMALL)
+            self.stop(which & nonfinite, Status.NONFINITE)
+            self.stop(which, Status.STEP_SIZE_TOO_SMALL)
 
     def fail(self, status: Status, rate: Tensor, evals: int) -> None:
-        """Those that are going cannot; `rate` is the field at their last states."""
-        self.num_field_evals += evals * self.going
-        self.residual = torch.where(self.going, max_norm(rate), self.residual)
-        self.retire(self.going, status)
+        """The active samples cannot be integrated further; `rate` is the field at their last states."""
+        self.num_field_evals += evals * self.active
+        self.residual = torch.where(self.active, max_norm(rate), self.residual)
+        self.stop(self.active, status)
 
-    def retire(self, which: Tensor, status: Status) -> None:
-        self.status = torch.where(which & self.going, int(status), self.status)
-        self.going = self.going & ~which
+    def stop(self, which: Tensor, status: Status) -> None:
+        """End the active samples among `which` with `status`."""
+        self.status = torch.where(which & self.active, int(status), self.status)
+        self.active = self.active & ~which
 
-    def _arrive(self, which: Tensor, y: Tensor, rate: Tensor) -> None:
+    def _reach(self, which: Tensor, y: Tensor, rate: Tensor) -> None:
+        """Note the residual of the samples `which` at their new states `y`, and stop those that are steady."""
         norm = max_norm(rate)
         self.residual = torch.where(which, norm, self.residual)
         if self.until is not None:
-            self.retire(which & self.until.reached(norm, y), Status.STEADY_STATE)
+            self.stop(which & self.until.reached(norm, y), Status.STEADY_STATE)
 
     def stats(self) -> dict[str, Tensor]:
         return {
@@ -108,10 +110,10 @@ class Ledger:
         }
 
 
-def solution(problem: Problem, ledger: Ledger, y0: Tensor, y1: Tensor, saved: dict[float, Tensor]) -> Solution:
+def solution(problem: Problem, progress: Bookkeeping, y0: Tensor, y1: Tensor, saved: dict[float, Tensor]) -> Solution:
     """The solution for `save_at` None or times, given the states at times within the interval.
 
-    Times that are not in `saved` lie behind the end, where all samples hold their last state.
+    Times that are not in `saved` lie after the end of the solve: there all samples have their last state.
     """
     if isinstance(problem.save_at, tuple):
         times = problem.save_at
@@ -119,22 +121,22 @@ def solution(problem: Problem, ledger: Ledger, y0: Tensor, y1: Tensor, saved: di
     else:
         times, states = (problem.t1,), [y1]
     ts = torch.tensor(times, dtype=y1.dtype, device=y1.device)
-    return Solution(ts=ts, ys=torch.stack(states), y1=y1, status=ledger.status, stats=ledger.stats())
+    return Solution(ts=ts, ys=torch.stack(states), y1=y1, status=progress.status, stats=progress.stats())
 
 
-def unmoved(problem: Problem, y0: Tensor, per_sample: bool) -> Solution | None:
+def trivial_solution(problem: Problem, y0: Tensor, per_sample: bool) -> Solution | None:
     """The solution where there is nothing to integrate: t0 = t1, or no elements. Else None."""
     if problem.t0 != problem.t1 and y0.numel():
         return None
-    ledger = Ledger(y0, None, 1)
-    ledger.begin(y0, torch.zeros_like(y0), 0)
+    progress = Bookkeeping(y0, None, 1)
+    progress.begin(y0, torch.zeros_like(y0), 0)
     if problem.save_at != "steps":
-        return solution(problem, ledger, y0, y0, {})
+        return solution(problem, progress, y0, y0, {})
     ts = torch.full((1, y0.shape[0]) if per_sample else (1,), problem.t0, dtype=y0.dtype, device=y0.device)
-    return Solution(ts=ts, ys=y0[None], y1=y0, status=ledger.status, stats=ledger.stats())
+    return Solution(ts=ts, ys=y0[None], y1=y0, status=progress.status, stats=progress.stats())
 
 
-def inside(problem: Problem) -> list[float]:
+def interior_times(problem: Problem) -> list[float]:
     """The distinct times to save strictly after t0 and before the end, in the direction of integration."""
     if not isinstance(problem.save_at, tuple):
         return []

@@ -1,7 +1,8 @@
 """What corruptions, attacks and evaluation share: the checks at the boundary and the evaluation mode."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,24 @@ def check_logits(logits: Tensor, images: Tensor, caller: str) -> None:
             "accuracy would mean nothing. If its attention is solved by an ODE solver, look at the solver's status; "
             "otherwise try float32."
         )
+
+
+def check_classes(labels: Tensor, logits: Tensor, caller: str) -> None:
+    """Refuses labels that are not among the classes of the logits (batch, classes), with a ValueError."""
+    classes = logits.shape[1]
+    bad = (labels < 0) | (labels >= classes)
+    if bad.any():
+        raise ValueError(
+            f"{caller} got the label {int(labels[bad][0])} ({int(bad.sum())} of {labels.shape[0]} are out of range) "
+            f"for a model with {classes} classes; expected 0 to {classes - 1}. Leave out images without a class, and "
+            "check that data set and model have the same classes."
+        )
+
+
+def did_you_mean(name: object, names: Mapping[str, str]) -> str:
+    """The end of an error message that suggests what the nearest of the `names` stands for; empty if none is near."""
+    nearest = get_close_matches(str(name), names, n=1)
+    return f" Did you mean {names[nearest[0]]!r}?" if nearest else ""
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def test_results_are_complete(finished: Path) -> None:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
     conditions = {(r["condition"], r["severity"]) for r in rows}
-    assert conditions == {("clean", "0"), ("contrast", "1"), ("fgsm", "0"), ("pgd", "0")}
+    assert conditions == {("clean", "0"), ("small_contrast", "1"), ("fgsm", "0"), ("pgd", "0")}
     swept = {r["solver"] for r in rows if r["attention"] == "vars-sd-dictionary"}
     assert swept == {"euler-5", "single-step", "nesterov"}
     assert {r["evaluations"] for r in rows if r["solver"] == "euler-5"} == {"5.0"}

@@ -135,7 +135,7 @@ def shows_something(source: str) -> bool:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished demo of two twins, tiny in every respect."""
-    settings = replace(TINY, severities=(1, 2), corruptions=("gaussian_noise", "contrast"))
+    settings = replace(TINY, severities=(1, 2), corruptions=("small_gaussian_noise", "small_contrast"))
     folder = tmp_path_factory.mktemp("study") / "demo"
     failures = run_study(folder, settings, ("softmax", "vars-sd-dictionary"), seeds=1, workers=1)
     assert failures == []

@@ -29,7 +29,13 @@ from vars_ode.robustness import (
 
 EPS = 8 / 255
 # Those whose result does not depend on the seed.
-DETERMINISTIC = {"gaussian_blur", "brightness", "contrast", "pixelate", "jpeg_compression"}
+DETERMINISTIC = {
+    "small_gaussian_blur",
+    "small_brightness",
+    "small_contrast",
+    "small_pixelate",
+    "small_jpeg_compression",
+}
 every_corruption = pytest.mark.parametrize("name", available())
 
 
@@ -118,7 +124,9 @@ def test_images_that_need_gradients_are_taken_as_data(name: str) -> None:
     assert not corrupt(torch.rand(2, 1, 12, 12, requires_grad=True), name).requires_grad
 
 
-@pytest.mark.parametrize("name", ["gaussian_blur", "motion_blur", "occlusion", "pixelate", "elastic_transform"])
+@pytest.mark.parametrize(
+    "name", ["small_gaussian_blur", "small_motion_blur", "small_occlusion", "small_pixelate", "small_elastic_transform"]
+)
 def test_lengths_scale_with_the_image(name: str) -> None:
     """An image of twice the size is hurt about as much: its lengths are fractions of the side."""
     coarse = F.interpolate(fashion_mnist("test").tensors[0][:64], size=(56, 56), mode="bilinear")
@@ -129,33 +137,39 @@ def test_lengths_scale_with_the_image(name: str) -> None:
 
 def test_closed_forms() -> None:
     images = torch.rand(4, 2, 10, 12, dtype=torch.float64)
-    shift, keep = strengths("brightness")[1], strengths("contrast")[1]
-    assert torch.equal(corrupt(images, "brightness", 2), (images + shift).clamp(0, 1))
+    shift, keep = strengths("small_brightness")[1], strengths("small_contrast")[1]
+    assert torch.equal(corrupt(images, "small_brightness", 2), (images + shift).clamp(0, 1))
     mean = images.mean((1, 2, 3), keepdim=True)
-    torch.testing.assert_close(corrupt(images, "contrast", 2), mean + keep * (images - mean))
+    torch.testing.assert_close(corrupt(images, "small_contrast", 2), mean + keep * (images - mean))
 
 
 def test_noise_has_the_stated_moments() -> None:
     grey = torch.full((1, 1, 200, 200), 0.5, dtype=torch.float64)
-    assert float(corrupt(grey, "gaussian_noise", 1).std()) == pytest.approx(strengths("gaussian_noise")[0], rel=0.02)
-    photons = strengths("shot_noise")[0]
-    shot = corrupt(0.4 * grey, "shot_noise", 1)  # mean 0.2, far enough from 1 that clipping does not matter
+    assert float(corrupt(grey, "small_gaussian_noise", 1).std()) == pytest.approx(
+        strengths("small_gaussian_noise")[0], rel=0.02
+    )
+    photons = strengths("small_shot_noise")[0]
+    shot = corrupt(0.4 * grey, "small_shot_noise", 1)  # mean 0.2, far enough from 1 that clipping does not matter
     assert float(shot.mean()) == pytest.approx(0.2, rel=0.02)
     assert float(shot.std()) == pytest.approx(math.sqrt(0.2 / photons), rel=0.02)
-    impulse = corrupt(grey, "impulse_noise", 3)
+    impulse = corrupt(grey, "small_impulse_noise", 3)
     for value in (0.0, 1.0):
-        assert float((impulse == value).double().mean()) == pytest.approx(strengths("impulse_noise")[2] / 2, rel=0.1)
+        assert float((impulse == value).double().mean()) == pytest.approx(
+            strengths("small_impulse_noise")[2] / 2, rel=0.1
+        )
 
 
-@pytest.mark.parametrize("name", ["gaussian_blur", "motion_blur", "elastic_transform", "pixelate", "contrast"])
+@pytest.mark.parametrize(
+    "name", ["small_gaussian_blur", "small_motion_blur", "small_elastic_transform", "small_pixelate", "small_contrast"]
+)
 def test_constant_image_stays(name: str) -> None:
     grey = torch.full((3, 1, 28, 28), 0.3, dtype=torch.float64)
     torch.testing.assert_close(corrupt(grey, name, 3), grey)
 
 
 def test_occlusion_covers_one_square() -> None:
-    covered = corrupt(torch.zeros(50, 1, 20, 30), "occlusion", 3) == 0.5
-    side = round(strengths("occlusion")[2] * 20)
+    covered = corrupt(torch.zeros(50, 1, 20, 30), "small_occlusion", 3) == 0.5
+    side = round(strengths("small_occlusion")[2] * 20)
     assert (covered.any(-1).sum(-1) == side).all()
     assert (covered.any(-2).sum(-1) == side).all()
     assert (covered.sum((1, 2, 3)) == side**2).all()
@@ -164,7 +178,7 @@ def test_occlusion_covers_one_square() -> None:
 def test_motion_blur_spreads_along_a_line() -> None:
     point = torch.zeros(20, 1, 41, 41, dtype=torch.float64)
     point[..., 20, 20] = 1
-    blurred = corrupt(point, "motion_blur", 3)
+    blurred = corrupt(point, "small_motion_blur", 3)
     torch.testing.assert_close(blurred.sum((1, 2, 3)), torch.ones(20, dtype=torch.float64))
     offset = torch.arange(41, dtype=torch.float64) - 20
     yy = (blurred * offset[:, None] ** 2).sum((1, 2, 3))
@@ -172,7 +186,7 @@ def test_motion_blur_spreads_along_a_line() -> None:
     xy = (blurred * offset[:, None] * offset).sum((1, 2, 3))
     spread = torch.linalg.eigvalsh(torch.stack([yy, xy, xy, xx], -1).view(-1, 2, 2))
     # A uniform line of length l has the variance l^2 / 12 along itself and next to none across.
-    along = (strengths("motion_blur")[2] * 41) ** 2 / 12
+    along = (strengths("small_motion_blur")[2] * 41) ** 2 / 12
     torch.testing.assert_close(spread[:, 1], torch.full((20,), along, dtype=torch.float64), rtol=0.2, atol=0)
     assert (spread[:, 0] < 0.4).all()
 
@@ -186,10 +200,12 @@ def test_register_adds_one_by_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available()[-1] == "darker"
     with pytest.raises(ValueError, match=r"from 1 \(mild\) to 2"):
         corrupt(images, "darker", 3)
-    with pytest.raises(ValueError, match="'fog', which is taken"):
-        register("fog", lambda images, strength, generator: images, (1,))
+    with pytest.raises(ValueError, match="'small_fog', which is taken"):
+        register("small_fog", lambda images, strength, generator: images, (1,))
     with pytest.raises(ValueError, match="no strengths"):
         register("empty", lambda images, strength, generator: images, ())
+    with pytest.raises(ValueError, match="'fog', which is taken"):
+        register("fog", lambda images, strength, generator: images, (1,))
     register("smaller", lambda images, strength, generator: images[:, :, 1:], (1,))
     with pytest.raises(ValueError, match="keep the shape"):
         corrupt(images, "smaller")
@@ -210,18 +226,18 @@ def test_register_adds_one_by_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_wrong_images_are_refused(images: Tensor, message: str, linear: nn.Module) -> None:
     with pytest.raises(ValueError, match=message):
-        corrupt(images, "fog")
+        corrupt(images, "small_fog")
     with pytest.raises(ValueError, match=message):
         fgsm(linear, images, torch.zeros(1, dtype=torch.int64))
 
 
 def test_wrong_name_and_severity() -> None:
     images = torch.rand(1, 1, 8, 8)
-    with pytest.raises(ValueError, match="unknown corruption 'snow'; expected one of gaussian_noise"):
+    with pytest.raises(ValueError, match="unknown corruption 'snow'; expected one of small_gaussian_noise"):
         corrupt(images, "snow")
     for severity in (0, 4, -1, 1.0, True, "1"):
         with pytest.raises(ValueError, match="expected an integer from 1"):
-            corrupt(images, "fog", severity)
+            corrupt(images, "small_fog", severity)
 
 
 # ---------------------------------------------------------------- attacks
@@ -449,8 +465,8 @@ def test_accuracy_closed_form() -> None:
         assert accuracy(_FirstPixel(), given) == pytest.approx(0.6)
     assert accuracy(_FirstPixel(), data, device="cpu", batch_size=2) == pytest.approx(0.6)
     # brightness lifts no more than strengths(...)[2] = 0.12: not enough to turn 0.2 into class 1
-    (row,) = evaluate(_FirstPixel(), data, ["brightness"], severities=[3])
-    assert row == {"condition": "brightness", "severity": 3, "accuracy": pytest.approx(0.6)}
+    (row,) = evaluate(_FirstPixel(), data, ["small_brightness"], severities=[3])
+    assert row == {"condition": "small_brightness", "severity": 3, "accuracy": pytest.approx(0.6)}
 
 
 def test_rows_cover_every_condition(linear: nn.Module) -> None:
@@ -463,7 +479,7 @@ def test_rows_cover_every_condition(linear: nn.Module) -> None:
     assert rows == list(evaluate(linear, data, batch_size=32))
     errors = corruption_errors(rows)
     assert tuple(errors) == available()
-    assert errors["fog"][2] == pytest.approx(1 - rows[1 + 3 * available().index("fog") + 2]["accuracy"])
+    assert errors["small_fog"][2] == pytest.approx(1 - rows[1 + 3 * available().index("small_fog") + 2]["accuracy"])
     assert mean_corruption_error(errors, errors) == pytest.approx(100)
     with pytest.raises(ValueError, match="twice"):
         corruption_errors([*rows, *rows])
@@ -484,7 +500,7 @@ def test_every_model_sees_the_same_images_and_batches_differ() -> None:
     first, second, other = _Recorder(), _Recorder(), _Recorder()
     for model, seed in ((first, 0), (second, 0), (other, 1)):
         torch.rand(3)  # the global state does not enter
-        list(evaluate(model, data, ["gaussian_noise"], [1], batch_size=2, seed=seed))
+        list(evaluate(model, data, ["small_gaussian_noise"], [1], batch_size=2, seed=seed))
     assert all(torch.equal(a, b) for a, b in zip(first.seen, second.seen, strict=True))
     assert not torch.equal(first.seen[0], first.seen[1])
     assert not any(torch.equal(a, b) for a in first.seen for b in other.seen)
@@ -497,19 +513,28 @@ def test_attacks_can_be_exchanged(linear: nn.Module, clean: tuple[Tensor, Tensor
         row["condition"]: row["accuracy"] for row in evaluate(linear, data, ["clean", "strong", "none"], attacks=strong)
     }
     assert rows["strong"] + 0.1 < rows["clean"] == rows["none"]
-    with pytest.raises(ValueError, match=r"attacks named \['fog'\]"):
-        evaluate(linear, data, attacks={"fog": fgsm})
+    with pytest.raises(ValueError, match=r"attacks named \['small_fog'\]"):
+        evaluate(linear, data, attacks={"small_fog": fgsm})
 
 
 def test_progress_and_modes() -> None:
     model = _Moody()
     data = TensorDataset(torch.rand(5, 1, 6, 6), torch.zeros(5, dtype=torch.int64))
     calls: list[tuple[str, int, int]] = []
-    rows = evaluate(model, data, ["clean", "fog", "pgd"], [2], batch_size=3, progress=lambda *call: calls.append(call))
+    rows = evaluate(
+        model, data, ["clean", "small_fog", "pgd"], [2], batch_size=3, progress=lambda *call: calls.append(call)
+    )
     for _ in rows:
         assert model.training
         assert not model.norm.training
-    assert calls == [("clean", 0, 3), ("clean", 0, 5), ("fog", 2, 3), ("fog", 2, 5), ("pgd", 0, 3), ("pgd", 0, 5)]
+    assert calls == [
+        ("clean", 0, 3),
+        ("clean", 0, 5),
+        ("small_fog", 2, 3),
+        ("small_fog", 2, 5),
+        ("pgd", 0, 3),
+        ("pgd", 0, 5),
+    ]
     assert model.modes == {False}
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -522,13 +547,13 @@ def test_evaluation_refuses_what_it_cannot_judge(linear: nn.Module) -> None:
     with pytest.raises(ValueError, match="got no images"):
         next(evaluate(linear, empty))
     # These are refused at once, before the first row is asked for.
-    with pytest.raises(ValueError, match="unknown condition 'snow'; expected one of clean, gaussian_noise"):
+    with pytest.raises(ValueError, match="unknown condition 'snow'; expected one of clean, small_gaussian_noise"):
         evaluate(linear, data, ["clean", "snow"])
-    with pytest.raises(ValueError, match=r"severity 4 for 'fog'"):
-        evaluate(linear, data, ["fog"], [4])
+    with pytest.raises(ValueError, match=r"severity 4 for 'small_fog'"):
+        evaluate(linear, data, ["small_fog"], [4])
     with pytest.raises(ValueError, match="sequence of names"):
         evaluate(linear, data, "clean")
-    with pytest.raises(ValueError, match=r"evaluate on 'clean' got images with values"):
+    with pytest.raises(ValueError, match=r"evaluation on 'clean' got images with values"):
         next(evaluate(linear, TensorDataset(data.tensors[0] - 1, data.tensors[1])))
     with pytest.raises(RuntimeError, match="returned NaN logits for 1 of 2"):
         accuracy(_Function(lambda x: x / x.new_tensor([[0.0], [1.0]]) * 0), data)

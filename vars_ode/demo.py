@@ -14,7 +14,7 @@ QUICK = replace(
     train_images=1000,
     test_images=200,
     severities=(2,),
-    corruptions=("gaussian_noise", "gaussian_blur", "contrast", "occlusion"),
+    corruptions=("small_gaussian_noise", "small_gaussian_blur", "small_contrast", "small_occlusion"),
     sweep=("single-step", "euler-5", "rk4-5"),
 )
 QUICK_ATTENTIONS = ("softmax", "vars-sd-factor")

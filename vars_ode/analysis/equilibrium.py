@@ -13,8 +13,6 @@ import solvers
 from vars_ode.analysis.problems import InitialValueProblem
 from vars_ode.fields import ReconstructionArgs, kkt_residual
 
-_NEVER = 1e-300  # an absolute tolerance that only exact rest meets
-
 
 @dataclass(frozen=True)
 class Equilibrium:
@@ -95,7 +93,7 @@ def _lasso(problem: InitialValueProblem, args: ReconstructionArgs, tolerance: fl
     state = problem.y0
     for steps in (max(1, max_steps // 10), max_steps):
         restarted = InitialValueProblem(field, state, args)
-        found = restarted.solve(solvers.DouglasRachford(max_steps=steps, rtol=0.0, atol=_NEVER))
+        found = restarted.solve(solvers.DouglasRachford(max_steps=steps, rtol=0.0, atol=0.0))
         state = field.state(polish(problem.code(found.y1), args), args)
         if bool(_assess(problem, state, 1e-3 * tolerance).converged.all()):
             break

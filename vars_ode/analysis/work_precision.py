@@ -26,7 +26,6 @@ Reference = Literal["trajectory", "equilibrium"]
 TRAJECTORY_STEPS = (3, 5, 10, 20, 40, 80)
 TRAJECTORY_TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 EQUILIBRIUM_STEPS = (4, 10, 20, 50, 100, 200, 400)
-_NEVER = 1e-300  # an absolute tolerance that only exact rest meets
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ def _series(
 def _towards_equilibrium(solver: _solvers.Solver, name: str, count: int) -> _Trial:
     _solvers.checks.positive_int("steps", count)
     if solver.reaches_equilibrium:
-        capped = _solvers.get(solver, max_steps=count, rtol=0.0, atol=_NEVER)
+        capped = _solvers.get(solver, max_steps=count, rtol=0.0, atol=0.0)
         return _Trial(capped, name, f"max_steps={count}", float(count), math.inf)
     horizon = max(1, count // getattr(solver, "evals_per_step", 1))
     return _Trial(solver, name, f"t1={horizon}", float(horizon), float(horizon))

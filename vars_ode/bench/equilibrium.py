@@ -38,7 +38,7 @@ def equilibrium(tolerance: float = 1e-3, max_steps: int = 3000) -> list[Equilibr
     rows: list[EquilibriumRow] = []
     for name in SOLVERS:
         iterations = _iterations(name, args, tolerance, max_steps)
-        solver = solvers.get(name, max_steps=iterations or max_steps, rtol=0.0, atol=1e-300)
+        solver = solvers.get(name, max_steps=iterations or max_steps, rtol=0.0, atol=0.0)
         started = time.perf_counter()
         solution = solvers.solve(
             ProximalFlow(), torch.zeros_like(args.drive), solver=solver, args=args, on_failure="nan"
@@ -52,7 +52,7 @@ def equilibrium(tolerance: float = 1e-3, max_steps: int = 3000) -> list[Equilibr
 
 def _iterations(name: str, args: ReconstructionArgs, tolerance: float, max_steps: int) -> int | None:
     """The first iterate, of any problem the last, whose KKT residual stays below the tolerance."""
-    solver = solvers.get(name, max_steps=max_steps, rtol=0.0, atol=1e-14)
+    solver = solvers.get(name, max_steps=max_steps, rtol=0.0, atol=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", solvers.SolverWarning)  # of the step limit: the residual is what counts here
         states = solvers.solve(ProximalFlow(), torch.zeros_like(args.drive), solver=solver, args=args, save_at="steps")

@@ -41,7 +41,7 @@ def _peak(adjoint: str, steps: int) -> int:
     leaves = tuple(part.requires_grad_() for part in (args.drive, args.dense_gram))
     solver: solvers.Solver = solvers.Euler(num_steps=steps)
     if adjoint == "implicit":
-        solver = solvers.FixedPoint(max_steps=steps, rtol=0.0, atol=1e-300)
+        solver = solvers.FixedPoint(max_steps=steps, rtol=0.0, atol=0.0)
     choice: Adjoint = solvers.adjoints.get(adjoint)
     with PeakMemory() as counter:
         y0 = torch.zeros_like(args.drive)

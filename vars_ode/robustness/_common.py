@@ -1,10 +1,10 @@
 """What corruptions, attacks and evaluation share: the checks at the boundary and the evaluation mode."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from difflib import get_close_matches
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def check_images(images: Tensor, caller: str) -> None:
@@ -65,17 +65,19 @@ def check_logits(logits: Tensor, images: Tensor, caller: str) -> None:
         )
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model in evaluation mode for the block, and then every submodule back into the mode it had.
+def check_classes(labels: Tensor, logits: Tensor, caller: str) -> None:
+    """Refuses labels that are not among the classes of the logits (batch, classes), with a ValueError."""
+    classes = logits.shape[1]
+    bad = (labels < 0) | (labels >= classes)
+    if bad.any():
+        raise ValueError(
+            f"{caller} got the label {int(labels[bad][0])} ({int(bad.sum())} of {labels.shape[0]} are out of range) "
+            f"for a model with {classes} classes; expected 0 to {classes - 1}. Leave out images without a class, and "
+            "check that data set and model have the same classes."
+        )
 
-    ``model.train(was_training)`` would not do: it would thaw submodules that were frozen on purpose, such as a
-    BatchNorm.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+
+def did_you_mean(name: object, names: Mapping[str, str]) -> str:
+    """The end of an error message that suggests what the nearest of the `names` stands for; empty if none is near."""
+    nearest = get_close_matches(str(name), names, n=1)
+    return f" Did you mean {names[nearest[0]]!r}?" if nearest else ""

@@ -11,12 +11,15 @@ The defaults, eps = 1/255 and for PGD five steps of 0.5/255 from a random start,
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vars_ode.robustness._common import check_images, check_labels, check_logits, evaluation_mode
+from vars_ode.measuring import evaluation_mode
+from vars_ode.robustness._common import check_classes, check_images, check_labels, check_logits
+from vars_ode.robustness.randomness import check_indices, image_generator
 
 __all__ = ["fgsm", "pgd"]
 
@@ -37,7 +40,7 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, eps: float = 1 / 255,
         Adversarial images of the same shape, dtype and device, in [0, 1] and within eps of the images.
 
     Raises:
-        ValueError: for wrong images, labels or eps.
+        ValueError: for wrong images or eps, or labels that are not int64 classes of the model.
         RuntimeError: where no gradient reaches the images, or logits or gradient are not finite. A gradient that is
             zero on the whole batch gives a RuntimeWarning: the images come back as they were, which says nothing about
             robustness.
@@ -60,6 +63,7 @@ def pgd(
     random_start: bool = True,
     seed: int = 0,
     targeted: bool = False,
+    indices: Tensor | Sequence[int] | None = None,
 ) -> Tensor:
     """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083): FGSM steps, projected back onto the l_inf ball.
 
@@ -74,30 +78,41 @@ def pgd(
         num_steps: number of steps. The default's five half steps reach every corner of the ball from any start in it.
         random_start: start at a uniformly random point of the ball, so that a flat spot at the image does not stop the
             attack.
-        seed: of the random start, drawn on the CPU from the call's own generator: the same on any device.
+        seed: of the random start. An image's start depends on the seed and the image's index alone: neither on the
+            images beside it nor on the device. Under another eps it is the same point of the ball, scaled.
         targeted: descend towards `labels` instead of ascending away from them.
+        indices: (batch,) int64, the images' places in the whole data set; None for 0, 1, ..., batch - 1.
 
     Returns:
         The last iterate: images of the same shape, dtype and device, in [0, 1] and within eps of the images.
 
     Raises:
-        As `fgsm`, and ValueError for a step size that is not positive or a number of steps below 1. The RuntimeWarning
-        of a gradient that is zero on the whole batch is given where that is so at the first step.
+        As `fgsm`, and ValueError for a step size that is not positive, a number of steps below 1, or indices that are
+        not one integer of at least 0 per image. The RuntimeWarning of a gradient that is zero on the whole batch is
+        given where that is so at the first step.
     """
     _check(images, labels, "pgd", eps=eps, step_size=step_size, num_steps=num_steps)
+    places = check_indices(indices, images.shape[0], "pgd")
     with torch.inference_mode(False), evaluation_mode(model):
         clean, labels = images.detach().clone(), labels.clone()
         low, high = (clean - eps).clamp_min(0), (clean + eps).clamp_max(1)
         adversarial = clean
         if random_start:
-            noise = torch.rand(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
-            adversarial = (clean + eps * (2 * noise - 1)).clamp(low, high)
+            adversarial = (clean + eps * _start(clean, seed, places)).clamp(low, high)
         for step in range(num_steps):
             gradient = _gradient(model, adversarial, labels, "pgd")
             if step == 0:
                 _warn_if_zero(gradient, "pgd")
             adversarial = (adversarial + _direction(targeted) * step_size * gradient.sign()).clamp(low, high)
         return adversarial
+
+
+def _start(images: Tensor, seed: int, indices: Sequence[int]) -> Tensor:
+    """Uniform in [-1, 1], of the images' shape, each image's from its own generator."""
+    if not indices:
+        return torch.zeros_like(images)
+    draws = [torch.rand(images.shape[1:], generator=image_generator(seed, "pgd", 0, index)) for index in indices]
+    return 2 * torch.stack(draws).to(images) - 1
 
 
 def _check(images: Tensor, labels: Tensor, caller: str, eps: float, step_size: float = 1.0, num_steps: int = 1) -> None:
@@ -117,6 +132,7 @@ def _gradient(model: nn.Module, images: Tensor, labels: Tensor, caller: str) -> 
         images = images.detach().requires_grad_()
         logits = model(images)
         check_logits(logits, images, caller)
+        check_classes(labels, logits, caller)  # before the loss: CUDA would abort there, and -100 be passed over
         loss = F.cross_entropy(logits, labels, reduction="sum")
         # autograd.grad and not backward(): the latter would add to the .grad of every parameter.
         found = torch.autograd.grad(loss, images, allow_unused=True)[0] if loss.requires_grad else None

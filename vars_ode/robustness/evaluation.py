@@ -1,33 +1,44 @@
-"""Top-1 accuracy of a classifier on clean, corrupted and attacked images."""
+"""Top-1 accuracy of a classifier on clean, corrupted and attacked images, and what it answered for each of them."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from vars_ode.measuring import evaluation_mode
 from vars_ode.robustness import corruptions
-from vars_ode.robustness._common import check_images, check_labels, check_logits, evaluation_mode
+from vars_ode.robustness._common import (
+    check_classes,
+    check_images,
+    check_labels,
+    check_logits,
+    did_you_mean,
+)
 from vars_ode.robustness.attacks import fgsm, pgd
+from vars_ode.robustness.outcome import Outcome, Row
+from vars_ode.robustness.randomness import check_indices
 
-__all__ = ["Row", "accuracy", "evaluate"]
+__all__ = ["accuracy", "evaluate", "outcomes"]
 
 Batches = Iterable[Sequence[Tensor]]
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Attack = Callable[..., Tensor]
 Progress = Callable[[str, int, int], object]
-# (model, images, labels, index of the batch) -> images
-_Perturbation = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+# (model, images, labels, indices) -> images
+_Perturbation = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
-class Row(TypedDict):
-    """The accuracy under one condition."""
+@dataclass(frozen=True)
+class _Condition:
+    """What is done to the images in one pass over the data."""
 
-    condition: str  # "clean", the name of a corruption or of an attack
-    severity: int  # from 1 for a corruption; 0 otherwise
-    accuracy: float  # top-1, a fraction in [0, 1]
+    name: str
+    severity: int
+    perturbation: _Perturbation
 
 
 def accuracy(
@@ -47,10 +58,11 @@ def accuracy(
         batch_size: images per batch where `data` is a data set. No effect on the result, but on memory.
 
     Raises:
-        ValueError: for no images, or labels that are not int64 of shape (batch,).
+        ValueError: for no images, or labels that are not int64 of shape (batch,) or not among the model's classes.
         RuntimeError: where the model returns NaN or infinite logits, or an output that is not (batch, classes).
     """
-    return _accuracy(model, _batches(data, batch_size), _device(model, device), "accuracy", _unchanged)
+    clean = _Condition("clean", 0, _unchanged)
+    return _outcome(model, _batches(data, batch_size), _device(model, device), "accuracy", clean).accuracy
 
 
 def evaluate(
@@ -63,12 +75,51 @@ def evaluate(
     device: torch.device | str | None = None,
     batch_size: int = 256,
     seed: int = 0,
+    indices: Tensor | Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Row]:
     """Yields the accuracy under one condition after the other, so that a caller can print or save each as it comes.
 
-    Every condition is one pass over the data. Corruptions depend on the seed, the batches and their order alone: two
-    models see the same images if they get the same data with the same batch size and without shuffling.
+    Arguments and errors are those of `outcomes`, of which each row is the count.
+
+    Returns:
+        An iterator over `Row` dictionaries with the keys condition, severity (0 for clean images and attacks) and
+        accuracy. The model is in evaluation mode only while a row is computed, not between rows.
+    """
+    found = outcomes(
+        model,
+        data,
+        conditions,
+        severities,
+        attacks=attacks,
+        device=device,
+        batch_size=batch_size,
+        seed=seed,
+        indices=indices,
+        progress=progress,
+    )
+    return (outcome.row for outcome in found)
+
+
+def outcomes(
+    model: nn.Module,
+    data: Dataset[Any] | Batches,
+    conditions: Sequence[str] | None = None,
+    severities: Sequence[int] = (1, 2, 3),
+    *,
+    attacks: Mapping[str, Attack] | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    indices: Tensor | Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Outcome]:
+    """Yields what the model answered for each image under one condition after the other.
+
+    Every condition is one pass over the data. What is done to an image depends on seed, condition, severity and the
+    image's index alone, so that two models meet the same images, and batch size, order of conditions and number of
+    processes change nothing (but for logits so near each other that the model's own rounding decides). Processes that
+    share a data set give the `indices` of their images and put their outcomes together with `Outcome.merge`.
 
     Args:
         model: as in `accuracy`, on images in [0, 1]; one that expects normalised images is wrapped in `nn.Sequential`.
@@ -76,118 +127,153 @@ def evaluate(
         conditions: of ``"clean"``, the names of corruptions and of attacks; None for all of these.
         severities: the severities at which each corruption is tried.
         attacks: ``{name: attack(model, images, labels) -> images}``; None for FGSM and PGD at their defaults, eps =
-            1/255. Another eps is bound with `functools.partial`: ``{"fgsm": partial(fgsm, eps=8 / 255)}``.
+            1/255. Another eps is bound with `functools.partial`: ``{"fgsm": partial(fgsm, eps=8 / 255)}``. An attack
+            that has a parameter `indices`, as `pgd` has, is given the indices of the images, for its random numbers.
         device: as in `accuracy`.
-        batch_size: as in `accuracy`; here it does change which noise an image gets.
+        batch_size: as in `accuracy`.
         seed: of corruptions and of the default PGD's random start.
+        indices: (images,) int64, for each image of `data` its place in the whole data set; None for 0, 1, 2, ... in the
+            order in which they come. An index that occurs twice, as in padded shards, is counted once.
         progress: called as ``progress(condition, severity, images so far)`` after each batch.
 
     Returns:
-        An iterator over `Row` dictionaries with the keys condition, severity (0 for clean images and attacks) and
-        accuracy. The model is in evaluation mode only while a row is computed, not between rows.
+        An iterator over `Outcome`, each with its images in the order of their indices, on the CPU. The model is in
+        evaluation mode only while one is computed, not in between.
 
     Raises:
-        ValueError: at once for an unknown condition or severity; with the first row for images that are none, not in
-            [0, 1] or of another rank.
+        ValueError: at once for an unknown condition or severity; with the first outcome for images that are none, not
+            in [0, 1] or of another rank, for labels that are not among the model's classes, or for indices that do not
+            fit the images.
         RuntimeError: where the model returns NaN or infinite logits, or no gradient reaches the images under an attack.
     """
     if attacks is None:
         attacks = {"fgsm": fgsm, "pgd": partial(pgd, seed=seed)}
-    if isinstance(conditions, str):
-        raise ValueError(
-            f"evaluate got conditions={conditions!r}; expected a sequence of names, such as ({conditions!r},)."
-        )
-    if conditions is None:
-        conditions = ("clean", *corruptions.available(), *attacks)
-    clash = sorted(attacks.keys() & {"clean", *corruptions.available()})
-    if clash:
-        raise ValueError(f"evaluate got attacks named {clash}, as corruptions or clean images are; choose other names.")
     # Planned before the first pass: a misspelt name should not surface after hours.
-    plan = list(chain.from_iterable(_plan(condition, severities, attacks, seed) for condition in conditions))
-    return _rows(model, _batches(data, batch_size), _device(model, device), plan, progress)
-
-
-def _rows(
-    model: nn.Module,
-    batches: Batches,
-    device: torch.device,
-    plan: list[tuple[str, int, _Perturbation]],
-    progress: Progress | None,
-) -> Iterator[Row]:
-    for condition, severity, perturbation in plan:
-        report = partial(progress, condition, severity) if progress is not None else None
-        score = _accuracy(model, batches, device, f"evaluate on {condition!r}", perturbation, report, unit_range=True)
-        yield {"condition": condition, "severity": severity, "accuracy": score}
+    plan = _plan(conditions, severities, attacks, seed)
+    batches, device = _batches(data, batch_size), _device(model, device)
+    places = None if indices is None else torch.tensor(check_indices(indices, len(indices), "evaluation"))
+    return (
+        _outcome(model, batches, device, f"evaluation on {condition.name!r}", condition, places, progress, True)
+        for condition in plan
+    )
 
 
 def _plan(
+    conditions: Sequence[str] | None, severities: Sequence[int], attacks: Mapping[str, Attack], seed: int
+) -> list[_Condition]:
+    if isinstance(conditions, str):
+        raise ValueError(
+            f"evaluation got conditions={conditions!r}; expected a sequence of names, such as ({conditions!r},)."
+        )
+    clash = sorted(attacks.keys() & {"clean", *corruptions.accepted_names()})
+    if clash:
+        raise ValueError(
+            f"evaluation got attacks named {clash}, as corruptions or clean images are; choose other names."
+        )
+    if conditions is None:
+        conditions = ("clean", *corruptions.available(), *attacks)
+    return [planned for name in conditions for planned in _expand(name, severities, attacks, seed)]
+
+
+def _expand(
     condition: str, severities: Sequence[int], attacks: Mapping[str, Attack], seed: int
-) -> Iterator[tuple[str, int, _Perturbation]]:
-    """The (condition, severity, perturbation) that one name stands for."""
+) -> Iterator[_Condition]:
+    """The passes that one name stands for."""
     if condition == "clean":
-        yield condition, 0, _unchanged
+        yield _Condition(condition, 0, _unchanged)
     elif condition in attacks:
-        yield condition, 0, partial(_attacked, attacks[condition])
-    elif condition in corruptions.available():
-        count = len(corruptions.strengths(condition))
+        yield _Condition(condition, 0, _attacked(attacks[condition]))
+    elif condition in corruptions.accepted_names():
+        name = corruptions.canonical_name(condition)
+        count = len(corruptions.strengths(name))
         for severity in severities:
             if severity not in range(1, count + 1):
                 raise ValueError(
-                    f"evaluate got severity {severity!r} for {condition!r}; expected integers from 1 to {count}."
+                    f"evaluation got severity {severity!r} for {name!r}; expected integers from 1 to {count}."
                 )
-            yield condition, int(severity), partial(_corrupted, condition, int(severity), seed)
+            yield _Condition(name, int(severity), _corrupted(name, int(severity), seed))
     else:
+        others = ("clean", *attacks)
         known = ", ".join(("clean", *corruptions.available(), *attacks))
-        raise ValueError(f"evaluate got the unknown condition {condition!r}; expected one of {known}.")
+        raise ValueError(
+            f"evaluation got the unknown condition {condition!r}; expected one of {known}."
+            f"{did_you_mean(condition, corruptions.accepted_names() | {name: name for name in others})}"
+        )
 
 
-def _unchanged(model: nn.Module, images: Tensor, labels: Tensor, index: int) -> Tensor:
+def _unchanged(model: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
     return images
 
 
-def _attacked(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, index: int) -> Tensor:
-    return attack(model, images, labels)
+def _attacked(attack: Attack) -> _Perturbation:
+    if _takes_indices(attack):
+        return lambda model, images, labels, indices: attack(model, images, labels, indices=indices)
+    return lambda model, images, labels, indices: attack(model, images, labels)
 
 
-def _corrupted(
-    name: str, severity: int, seed: int, model: nn.Module, images: Tensor, labels: Tensor, index: int
-) -> Tensor:
-    # A seed of its own for each batch, or the images at one place of all batches would share their noise. The prime
-    # keeps the batches of neighbouring seeds apart.
-    return corruptions.corrupt(images, name, severity, seed=1_000_003 * seed + index)
+def _takes_indices(attack: Attack) -> bool:
+    try:
+        return "indices" in inspect.signature(attack).parameters
+    except (TypeError, ValueError):  # a callable without a signature, such as one of an extension module
+        return False
 
 
-def _accuracy(
+def _corrupted(name: str, severity: int, seed: int) -> _Perturbation:
+    return lambda model, images, labels, indices: corruptions.corrupt(images, name, severity, seed, indices)
+
+
+def _outcome(
     model: nn.Module,
     batches: Batches,
     device: torch.device,
     caller: str,
-    perturbation: _Perturbation,
-    report: Callable[[int], object] | None = None,
+    condition: _Condition,
+    indices: Tensor | None = None,
+    progress: Progress | None = None,
     unit_range: bool = False,
-) -> float:
-    """One pass: the fraction of perturbed images whose largest logit is the label's."""
-    correct, total = torch.zeros((), dtype=torch.int64, device=device), 0
+) -> Outcome:
+    """One pass over the data: the class of the largest logit for each perturbed image."""
+    found, total = [], 0
     with evaluation_mode(model):
-        for index, (images, labels) in enumerate(batches):
+        for images, labels in batches:
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             if unit_range:
                 check_images(images, caller)
             check_labels(labels, images, caller)
-            images = perturbation(model, images, labels, index)
-            with torch.no_grad():
-                logits = model(images)
-            check_logits(logits, images, caller)
-            correct += (logits.argmax(dim=1) == labels).sum()
+            places = _places(indices, total, images.shape[0], caller)
+            predictions = _predict(model, condition.perturbation(model, images, labels, places), labels, caller)
+            found.append(Outcome(condition.name, condition.severity, places, labels.cpu(), predictions.cpu()))
             total += images.shape[0]
-            if report is not None:
-                report(total)
+            if progress is not None:
+                progress(condition.name, condition.severity, total)
     if total == 0:
         raise ValueError(
             f"{caller} got no images, of which there is no accuracy; give a data set that is not empty, or batches "
             "that can be run through more than once."
         )
-    return int(correct) / total
+    if indices is not None and len(indices) != total:
+        raise ValueError(f"{caller} got {len(indices)} indices for {total} images; expected one per image.")
+    return Outcome.merge(found)
+
+
+def _places(indices: Tensor | None, start: int, count: int, caller: str) -> Tensor:
+    """(count,) int64, the indices of a batch that begins at `start`."""
+    if indices is None:
+        return torch.arange(start, start + count)
+    if start + count > len(indices):
+        raise ValueError(
+            f"{caller} got {len(indices)} indices for at least {start + count} images; expected one per image."
+        )
+    return indices[start : start + count]
+
+
+@torch.no_grad()
+def _predict(model: nn.Module, images: Tensor, labels: Tensor, caller: str) -> Tensor:
+    """(batch,) int64, the classes of the largest logits."""
+    logits = model(images)
+    check_logits(logits, images, caller)
+    check_classes(labels, logits, caller)
+    return logits.argmax(dim=1)
 
 
 def _batches(data: Dataset[Any] | Batches, batch_size: int) -> Batches:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from vars_ode.robustness.outcome import Outcome
+
 __all__ = [
     "ALEXNET_IMAGENET_CLEAN_ERROR",
     "ALEXNET_IMAGENET_C_ERRORS",
@@ -83,23 +85,29 @@ def relative_mean_corruption_error(
     return _mean_ratio(errors, baseline, clean_error, baseline_clean_error)
 
 
-def corruption_errors(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
-    """Errors by corruption, in the order of severity, from the rows of `evaluate`: what `mean_corruption_error` takes.
+def corruption_errors(results: Iterable[Outcome | Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
+    """Errors by corruption, in the order of severity: what `mean_corruption_error` takes.
 
-    The error is 1 - accuracy, a fraction. Rows of severity 0 (clean images and attacks) are left out.
+    Args:
+        results: the outcomes of `outcomes` or the rows of `evaluate`. Those of severity 0 (clean images and attacks)
+            are left out.
+
+    Returns:
+        For each corruption its errors, 1 - accuracy, as fractions.
 
     Raises:
         ValueError: where a condition and severity occurs twice, as when rows of two models are mixed.
     """
     found: dict[str, dict[int, float]] = {}
-    for row in rows:
+    for result in results:
+        row = result.row if isinstance(result, Outcome) else result
         if row["severity"] == 0:
             continue
         by_severity = found.setdefault(row["condition"], {})
         if row["severity"] in by_severity:
             raise ValueError(
-                f"corruption_errors got {row['condition']!r} at severity {row['severity']} twice; give the rows of one "
-                "model only."
+                f"corruption_errors got {row['condition']!r} at severity {row['severity']} twice; give the results of "
+                "one model only."
             )
         by_severity[row["severity"]] = 1 - row["accuracy"]
     return {name: tuple(by_severity[s] for s in sorted(by_severity)) for name, by_severity in found.items()}

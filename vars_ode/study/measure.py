@@ -26,7 +26,7 @@ PROBE_IMAGES = 50  # for evaluations and times, which hardly differ between imag
 TRACE_IMAGES = 3
 TRACE_STEPS = 20
 MAP_TIMES = (1, 2, 5, 20)
-TRACE_CORRUPTION = ("gaussian_noise", 2)
+TRACE_CORRUPTION = ("small_gaussian_noise", 2)
 
 Progress = Callable[[str], object]  # called with what is being measured, after each piece of work
 Row = dict[str, Any]

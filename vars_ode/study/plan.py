@@ -46,17 +46,17 @@ class Plan:
     test_images: int = 500
     severities: tuple[int, ...] = (1, 2, 3)
     corruptions: tuple[str, ...] = (
-        "gaussian_noise",
-        "impulse_noise",
-        "gaussian_blur",
-        "contrast",
-        "brightness",
-        "pixelate",
-        "occlusion",
-        "elastic_transform",
+        "small_gaussian_noise",
+        "small_impulse_noise",
+        "small_gaussian_blur",
+        "small_contrast",
+        "small_brightness",
+        "small_pixelate",
+        "small_occlusion",
+        "small_elastic_transform",
     )
     sweep: tuple[str, ...] = ("single-step", "euler-2", "euler-5", "euler-20", "rk4-5", "nesterov")
-    sweep_conditions: tuple[tuple[str, int], ...] = (("clean", 0), ("gaussian_noise", 2))
+    sweep_conditions: tuple[tuple[str, int], ...] = (("clean", 0), ("small_gaussian_noise", 2))
     eps: float = 8 / 255
 
     def __post_init__(self) -> None:

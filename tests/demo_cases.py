@@ -10,7 +10,7 @@ TINY = Plan(  # a study of seconds
     severities=(1,),
     corruptions=("small_contrast",),
     sweep=("single-step", "euler-5", "nesterov"),
-    sweep_conditions=(("clean", 0), ("contrast", 1)),
+    sweep_conditions=(("clean", 0), ("small_contrast", 1)),
     model_options={"embed_dim": 16, "depth": 1, "num_heads": 2},
     num_features=4,
 )

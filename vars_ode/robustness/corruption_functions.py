@@ -46,21 +46,18 @@ def gaussian_blur(images: Tensor, width: float, generator: Generator) -> Tensor:
 
 def motion_blur(images: Tensor, length: float, generator: Generator) -> Tensor:
     """Averages each image along a line of `length` times the shorter side, in a random direction of its own."""
-    batch, channels = images.shape[:2]
-    extent = length * min(images.shape[-2:])
+    height, width = images.shape[-2:]
+    extent = length * min(height, width)
     radius = math.ceil(extent / 2)
-    angle = math.pi * _uniform((batch, 1, 1), generator, images)
-    offset = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    y, x = offset[:, None], offset[None, :]
-    along = x * angle.cos() + y * angle.sin()
-    across = y * angle.cos() - x * angle.sin()
-    # A line one pixel wide with soft edges, so that the kernel varies continuously with angle and length.
-    kernel = (extent / 2 + 0.5 - along.abs()).clamp(0, 1) * (1 - across.abs()).clamp(min=0)
-    kernel = (kernel / kernel.sum((1, 2), keepdim=True)).repeat_interleave(channels, 0)
     padded = F.pad(images, (radius, radius, radius, radius), mode="replicate")
-    # One group per image and channel: a batch of different kernels in one convolution.
-    blurred = F.conv2d(padded.flatten(0, 1).unsqueeze(0), kernel.unsqueeze(1), groups=batch * channels)
-    return blurred.view(images.shape)
+    blurred = torch.zeros_like(images)
+    angles = math.pi * torch.rand(images.shape[0], generator=generator)
+    for source, target, angle in zip(padded, blurred, angles.tolist(), strict=True):
+        kernel = _line(extent, radius, angle)
+        # A sum of shifted images: few weights of the square are not zero, and a convolution would not know that.
+        for (row, column), weight in zip(kernel.nonzero().tolist(), kernel[kernel > 0].tolist(), strict=True):
+            target.add_(source[:, row : row + height, column : column + width], alpha=weight)
+    return blurred
 
 
 def elastic_transform(images: Tensor, amplitude: float, generator: Generator) -> Tensor:
@@ -149,6 +146,17 @@ def _normal(shape: tuple[int, ...], generator: Generator, like: Tensor) -> Tenso
 
 def _uniform(shape: tuple[int, ...], generator: Generator, like: Tensor) -> Tensor:
     return torch.rand(shape, generator=generator).to(like)
+
+
+def _line(extent: float, radius: int, angle: float) -> Tensor:
+    """(2 radius + 1, 2 radius + 1), weights of sum 1 on a line through the centre, float64 on the CPU."""
+    offset = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    y, x = offset[:, None], offset[None, :]
+    along = x * math.cos(angle) + y * math.sin(angle)
+    across = y * math.cos(angle) - x * math.sin(angle)
+    # One pixel wide with soft edges, so that the kernel varies continuously with angle and length.
+    kernel = (extent / 2 + 0.5 - along.abs()).clamp(0, 1) * (1 - across.abs()).clamp(min=0)
+    return kernel / kernel.sum()
 
 
 def _through_jpeg(picture: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:

@@ -18,8 +18,8 @@ $(VENV)/.ready: pyproject.toml
 demo: $(VENV)/.ready  ## train and stress-test twin transformers, write runs/demo/report.html (options: make demo ARGS="--quick")
 	$(BIN)/vars-ode demo $(ARGS)
 
-test: $(VENV)/.ready  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.ready  ## run the tests on all cores, one thread each (one process: make test ARGS="-n 0")
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(VENV)/.ready  ## check style and types
 	$(BIN)/ruff check .

@@ -241,7 +241,7 @@ class VARSAttention(ReconstructionLayer):
         solver = self.solver
         if self.initial != "zero" or not isinstance(solver, solvers.Euler):
             return False
-        return solver.num_steps == 1 if solver.num_steps else (solver.dt or 1.0) >= self.t1
+        return solver.num_steps == 1 if solver.num_steps else solver.step_length(self.field) >= self.t1
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, {self._settings_repr()}"

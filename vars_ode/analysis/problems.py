@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -93,9 +92,7 @@ class InitialValueProblem:
 def with_its_step(choice: str | solvers.Solver, t1: float) -> solvers.Solver:
     """The solver for other horizons than t1: one that cuts t1 into `num_steps` keeps the length of these steps."""
     solver = solvers.get(choice)
-    if isinstance(solver, solvers.FixedStepSolver) and solver.num_steps and math.isfinite(t1):
-        return solvers.get(solver, num_steps=None, dt=t1 / solver.num_steps)
-    return solver
+    return solver.with_step_of(t1) if isinstance(solver, solvers.FixedStepSolver) else solver
 
 
 def problem_of(subject: nn.Module | InitialValueProblem, x: Tensor | None = None) -> InitialValueProblem:

@@ -198,7 +198,7 @@ def _series(
     if isinstance(solver, _solvers.FixedStepSolver):
         counts = steps or TRAJECTORY_STEPS
         return [_Trial(_solvers.get(solver, num_steps=n), name, f"num_steps={n}", float(n), t1) for n in counts]
-    if isinstance(solver, _solvers.AdaptiveSolver | _solvers.Scipy):
+    if isinstance(solver, _solvers.AdaptiveSolver):
         return [
             _Trial(_solvers.get(solver, rtol=r, atol=0.1 * r), name, f"rtol={r:g}", -math.log10(r), t1) for r in tols
         ]

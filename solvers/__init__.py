@@ -13,6 +13,7 @@ from solvers.adjoints import Checkpointed as Checkpointed
 from solvers.adjoints import Continuous as Continuous
 from solvers.adjoints import Direct as Direct
 from solvers.adjoints import Implicit as Implicit
+from solvers.adjoints import Truncated as Truncated
 from solvers.anderson import Anderson as Anderson
 from solvers.bosh3 import Bosh3 as Bosh3
 from solvers.catalogue import available as available

@@ -15,6 +15,9 @@ attribute                       meaning                                         
 `prox(v, step, args)`           argmin_a h(a) + |a - v|^2 / (2 step)                 `DouglasRachford`
 `factorise(rho, args)`          optional: v -> resolvent(v, rho, args), with the     `DouglasRachford`
                                 factorisation made once
+`solve_transposed(y, args, g)`  optional: w with -(df/dy)^T w = g at an equilibrium  `Implicit`
+                                y; None where the field cannot
+`require_gradient(args)`        optional: a ValueError where f is no gradient step   `Nesterov`
 `code(y, args)`,                optional: from a state to the code a and back;       `DouglasRachford`
 `state(a, args)`                without them the state is the code
 ==============================  ===================================================  ======================

@@ -17,12 +17,14 @@ class Nesterov(RelaxationSolver):
 
     Momentum is dropped, sample by sample, when it points against the step (O'Donoghue & Candes 2015, the gradient
     scheme of section 3.2 with f in place of the negative gradient). It presumes that f is a (proximal) gradient step
-    of a convex function, which `FixedPoint` does not.
+    of a convex function, which `FixedPoint` does not. A field that knows better says so by `require_gradient(args)`.
 
     The iterate y is the extrapolated point, since that is where f is evaluated and found small.
     """
 
     def begin(self, field: Field, y0: Tensor, args: Any) -> Memory:
+        if hasattr(field, "require_gradient"):
+            field.require_gradient(args)
         return y0, y0.new_ones(y0.shape[0])
 
     def step(

@@ -16,7 +16,7 @@ from vars_ode.grids import Grid
 from vars_ode.layer import ReconstructionLayer, check_tokens, head_width, shared_copy
 from vars_ode.learned import NotLearned, learned_form
 from vars_ode.masks import split_mask
-from vars_ode.rates import RATES
+from vars_ode.rates import RATES, StepBound
 
 
 class VARSAttention(ReconstructionLayer):
@@ -34,7 +34,7 @@ class VARSAttention(ReconstructionLayer):
     lambda      `sparsity`                 weight of the l1 norm
     S           `threshold`                "soft", or the later code's "gelu"
     1 / L, eta  `rate`                     step bound; a number, "gershgorin" or "power"
-    K           `learned`                  learned coupling, "factor" or "dictionary"
+    K           `learned`                  learned matrix: "factor", "coupling", "monotone" or "dictionary"
     ==========  =========================  ===========================================================
 
     The first group of arguments is timm's own. The second states the problem, the third how it is solved: another
@@ -57,9 +57,13 @@ class VARSAttention(ReconstructionLayer):
         sparsity: lam >= 0; the authors' 0.3.
         threshold: "soft" or "gelu".
         dynamics: "proximal" (state: the code) or "lca" (state: the membrane potential).
-        rate: eta, a number, or the bound on 1/|G|_2 to compute: "gershgorin" (the authors') or the tighter "power".
+        rate: eta, a number, or the bound on 1/|G|_2 to compute: "power" iteration, or "gershgorin", the authors', under
+            which five steps are far from the equilibrium, so that a network learns the steps instead of the flow.
         initial: "feedforward" starts from S(b; lam), the single step; "zero" from rest.
-        learned: False; "factor" for LISTA's K G K with learned threshold and rate; "dictionary" for Phi K.
+        learned: False; "factor" for LISTA's K G K with learned threshold and rate; "coupling" for the convex K^T G K;
+            "monotone" for that and a rotation; "dictionary" for Phi K.
+        ridge: mu / L of the elastic net, + 1/2 mu |a|^2 in the energy, with L the step bound: 0.05 makes the
+            equilibrium unique and brings it within tens of steps.
         t1: horizon. With relaxation solvers, and with `until`, it may be inf.
         solver: name or object; a bare fixed-step name takes steps of dt = 1, which is ISTA for "euler".
         adjoint: name or object: how gradients get back through the solve.
@@ -94,9 +98,10 @@ class VARSAttention(ReconstructionLayer):
         sparsity: float = 0.3,
         threshold: str = "soft",
         dynamics: str = "proximal",
-        rate: float | str = "gershgorin",
+        rate: float | str = "power",
         initial: str = "feedforward",
-        learned: Literal[False, "factor", "dictionary"] = False,
+        learned: Literal[False, "factor", "coupling", "monotone", "dictionary"] = False,
+        ridge: float = 0.0,
         t1: float = 5.0,
         solver: str | solvers.Solver = "euler",
         adjoint: str | Adjoint = "direct",
@@ -114,7 +119,14 @@ class VARSAttention(ReconstructionLayer):
         self.scale = head_dim**-0.5
         self.field = DYNAMICS[dynamics](threshold)
         self.configure(
-            solver=solver, t1=t1, sparsity=sparsity, rate=rate, initial=initial, adjoint=adjoint, until=until
+            solver=solver,
+            t1=t1,
+            sparsity=sparsity,
+            rate=rate,
+            initial=initial,
+            adjoint=adjoint,
+            until=until,
+            ridge=ridge,
         )
 
         self.dictionary_choice = dictionaries.get(dictionary)
@@ -182,7 +194,14 @@ class VARSAttention(ReconstructionLayer):
             limit.learned = NotLearned()  # from state zero K plays no part; its scalars would
         limit.field = type(self.field)("soft")
         limit.configure(
-            solver=solvers.Euler(dt=1.0), t1=1.0, sparsity=0.0, rate=1.0, initial="zero", adjoint="direct", until=None
+            solver=solvers.Euler(dt=1.0),
+            t1=1.0,
+            sparsity=0.0,
+            ridge=0.0,
+            rate=1.0,
+            initial="zero",
+            adjoint="direct",
+            until=None,
         )
         return limit
 
@@ -215,7 +234,7 @@ class VARSAttention(ReconstructionLayer):
         dropout = self.attn_drop.p if self.training else 0.0
         place = {"grid": grid} if self.dictionary.takes_grid else {}
         problem = self.dictionary(q, k, v, key_bias, pair_mask, dropout, **place)
-        return self.learned(problem, self._step_bound, self.sparsity)
+        return self.learned(problem, StepBound(self.rate), self.sparsity, self.ridge)
 
     def _check_pair_mask(self) -> None:
         if not self.dictionary.takes_pair_mask:
@@ -231,11 +250,6 @@ class VARSAttention(ReconstructionLayer):
                 '(layer.single_step_limit(), or initial="zero" with one Euler step); otherwise mask keys, with a mask '
                 "of shape (batch, 1, 1, tokens)"
             )
-
-    def _step_bound(self, gram: Tensor) -> Tensor:
-        if isinstance(self.rate, str):
-            return RATES[self.rate](gram)
-        return gram.new_full((), self.rate)
 
     def _is_single_step(self) -> bool:
         solver = self.solver

@@ -27,16 +27,24 @@ class ConvolutionGram(NamedTuple):
 
     Attributes:
         filters: spectra k as (real, imaginary) pairs, (channels, r, H, W // 2 + 1, 2).
+        ridge: mu of A A^H + mu I, broadcasting against (channels, 1, 1, 1); None for zero.
     """
 
     filters: Tensor
+    ridge: Tensor | None = None
 
     def __matmul__(self, code: Tensor) -> Tensor:
         """Codes (batch, channels, r, H, W) to the same."""
         filters = torch.view_as_complex(self.filters)
         if fourier.can_project_in_place(filters, code):
-            return fourier.project_in_place(filters, code)
-        return analysis(filters, synthesis(filters, to_spectrum(code)), (code.shape[-2], code.shape[-1]))
+            projected = fourier.project_in_place(filters, code)
+        else:
+            projected = analysis(filters, synthesis(filters, to_spectrum(code)), (code.shape[-2], code.shape[-1]))
+        return projected if self.ridge is None else torch.addcmul(projected, self.ridge, code)
+
+    def shifted(self, mu: Tensor) -> "ConvolutionGram":
+        """A A^H + mu I."""
+        return self._replace(ridge=mu if self.ridge is None else self.ridge + mu)
 
     def resolvent(self, code: Tensor, rho: float) -> Tensor:
         """(G + rho I)^-1 a per frequency, by Woodbury's formula: (a - U (rho I + U^H U)^-1 U^H a) / rho, G = U U^H.
@@ -47,11 +55,13 @@ class ConvolutionGram(NamedTuple):
         filters = torch.view_as_complex(self.filters)
         pair = torch.stack([filters, fourier.mirrored(filters, grid)]) / math.sqrt(2)
         small = torch.einsum("icrhw,jcrhw->chwij", pair.conj(), pair)
-        small = small + rho * torch.eye(2, dtype=small.dtype, device=small.device)
+        total = rho if self.ridge is None else rho + self.ridge  # (channels or 1, 1, 1, 1)
+        diagonal = total if self.ridge is None else (rho + self.ridge)[..., None]
+        small = small + diagonal * torch.eye(2, dtype=small.dtype, device=small.device)
         explained = torch.stack([synthesis(part, to_spectrum(code)) for part in pair], -1)
         weights = torch.linalg.solve(small, explained[..., None])[..., 0]
         correction = sum(analysis(part, weights[..., index], grid) for index, part in enumerate(pair))
-        return (code - correction) / rho
+        return (code - correction) / total
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ class VARSConvAttention(ReconstructionLayer):
             inputs of unit variance; with "authors" no code of the first blocks of a model is active at lam = 3.5,
             and those blocks get no gradient.
         sparsity: lam; the authors' 3.5.
-        threshold, dynamics, initial, adjoint, until: as in `VARSAttention`.
+        threshold, dynamics, initial, adjoint, until, ridge: as in `VARSAttention`.
         rate: eta, a number, or "norm" for 1 / |G|_2 per channel, which the spectrum tells exactly.
         t1: horizon; three Euler steps, as the authors take, by default.
         solver: name or object.
@@ -142,6 +152,7 @@ class VARSConvAttention(ReconstructionLayer):
         solver: str | solvers.Solver = "euler",
         adjoint: str | Adjoint = "direct",
         until: SteadyState | None = None,
+        ridge: float = 0.0,
         num_heads: int | None = None,
         qkv_bias: bool | None = None,
         proj_bias: bool | None = None,
@@ -161,7 +172,14 @@ class VARSConvAttention(ReconstructionLayer):
         self.revision, self.initialization = revision, initialization
         self.field = DYNAMICS[dynamics](threshold)
         self.configure(
-            solver=solver, t1=t1, sparsity=sparsity, rate=rate, initial=initial, adjoint=adjoint, until=until
+            solver=solver,
+            t1=t1,
+            sparsity=sparsity,
+            rate=rate,
+            initial=initial,
+            adjoint=adjoint,
+            until=until,
+            ridge=ridge,
         )
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -236,7 +254,10 @@ class VARSConvAttention(ReconstructionLayer):
         filters = self._filters(self.kernel, grid, v.dtype)
         drive = analysis(filters, to_spectrum(v), grid)
         gram = ConvolutionGram(torch.view_as_real(filters).contiguous())
-        args = ReconstructionArgs(drive, gram, self._step_bound(filters), drive.new_full((), self.sparsity))
+        rate = self._step_bound(filters)
+        if self.ridge:
+            gram, rate = gram.shifted(self.ridge / rate), rate / (1 + self.ridge)
+        args = ReconstructionArgs(drive, gram, rate, drive.new_full((), self.sparsity))
         return args, ConvolutionReadOut(filters, grid)
 
     def _filters(self, kernel: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:

@@ -33,6 +33,9 @@ class GramOperator(Protocol):
     def resolvent(self, code: Tensor, rho: float) -> Tensor:
         """(G + rho I)^-1 a."""
 
+    def shifted(self, mu: Tensor) -> "GramOperator":
+        """G + mu I, mu broadcasting against (..., 1, 1)."""
+
     # It may say by `why_no_energy`, a sentence, that no energy belongs to a field with this in place of the Gram.
 
 
@@ -59,6 +62,13 @@ class ReconstructionArgs(NamedTuple):
         raise ValueError(f"this problem has no Gram in the form of a tensor, but a {type(self.gram).__name__}")
 
 
+def shifted(gram: Tensor | GramOperator, mu: Tensor) -> Tensor | GramOperator:
+    """G + mu I, the Gram of the elastic net E + 1/2 mu |a|^2 (Zou & Hastie 2005); mu broadcasts against (..., 1, 1)."""
+    if not isinstance(gram, Tensor):
+        return gram.shifted(mu)
+    return gram + mu * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+
+
 class FactoredGram(NamedTuple):
     """K G K in place of the Gram, (..., m, m), while the drive stays Phi^T V: LISTA's learned coupling.
 
@@ -74,11 +84,46 @@ class FactoredGram(NamedTuple):
     def resolvent(self, code: Tensor, rho: float) -> Tensor:
         raise ValueError(f"there is no problem to split: {self.why_no_energy}")
 
+    def shifted(self, mu: Tensor) -> "FactoredGram":
+        matrix = shifted(self.matrix, mu)
+        assert isinstance(matrix, Tensor)
+        return FactoredGram(matrix)
+
     @property
     def why_no_energy(self) -> str:
         return (
             'learned="factor" replaces the Gram by K G K while the drive stays Phi^T V, so the field is no gradient; '
             'learned="dictionary" changes both and has an energy'
+        )
+
+
+class MonotoneGram(NamedTuple):
+    """A monotone operator in place of the Gram: a positive symmetric part and a rotation that no energy has.
+
+    Attributes:
+        matrix: H = S + A with S positive and A skew-symmetric, (..., m, m).
+    """
+
+    matrix: Tensor
+
+    def __matmul__(self, code: Tensor, /) -> Tensor:
+        return self.matrix @ code
+
+    def resolvent(self, code: Tensor, rho: float) -> Tensor:
+        matrix = shifted(self.matrix, self.matrix.new_full((), rho))
+        assert isinstance(matrix, Tensor)
+        return torch.linalg.solve_ex(matrix, code).result
+
+    def shifted(self, mu: Tensor) -> "MonotoneGram":
+        matrix = shifted(self.matrix, mu)
+        assert isinstance(matrix, Tensor)
+        return MonotoneGram(matrix)
+
+    @property
+    def why_no_energy(self) -> str:
+        return (
+            'learned="monotone" adds a rotation to the coupling, and a rotation is no gradient; the residual max|f| '
+            'tells its equilibrium. learned="coupling" has no rotation and an energy'
         )
 
 
@@ -154,8 +199,11 @@ def energy(a: Tensor, args: ReconstructionArgs) -> Tensor:
 def kkt_residual(a: Tensor, args: ReconstructionArgs) -> Tensor:
     """How far `a` is from the minimiser of E, in units of the drive: the max norm per problem, (...).
 
-    The conditions are |b - G a| <= lam where a = 0 and b - G a = lam sign(a) elsewhere.
+    The conditions are |b - G a| <= lam where a = 0 and b - G a = lam sign(a) elsewhere. For a monotone operator, which
+    has no minimiser, it is the residual max|f| of `ProximalFlow` instead, zero at the equilibrium.
     """
+    if isinstance(args.gram, MonotoneGram):
+        return ProximalFlow()(None, a, args).abs().amax((-2, -1))
     _require_energy(args)
     slope = args.drive - args.gram @ a
     at_zero = (slope.abs() - args.sparsity).clamp_min(0)
@@ -173,6 +221,14 @@ class _Splitting:
 
     threshold: str
 
+    def require_gradient(self, args: ReconstructionArgs) -> None:
+        """Momentum (`solvers.Nesterov`) presumes steps along a gradient, which a rotation is not: ValueError."""
+        if isinstance(args.gram, MonotoneGram):
+            raise ValueError(
+                f"momentum needs steps along a gradient: {args.gram.why_no_energy}. Take solver='douglas_rachford', "
+                "'fixed_point' or 'anderson'"
+            )
+
     def prox(self, v: Tensor, step: float, args: ReconstructionArgs) -> Tensor:
         """argmin_a lam |a|_1 + |a - v|^2 / (2 step) = S(v; step lam), (..., m, d)."""
         return soft_threshold(v, step * args.sparsity)
@@ -186,19 +242,63 @@ class _Splitting:
 
         A `GramOperator` brings a resolvent of its own.
         """
-        _require_energy(args)
+        if not isinstance(args.gram, MonotoneGram):
+            _require_energy(args)
         if self.threshold != "soft":
             raise ValueError(
                 f"the threshold {self.threshold!r} is no proximal operator, so there is no problem to split; use "
                 'threshold="soft", or a solver that needs only the value of the field, such as "fixed_point"'
             )
         gram = args.gram
+        if isinstance(gram, MonotoneGram):
+            return _by_lu(gram.matrix, rho, args.drive)
         if not isinstance(gram, Tensor):
             return lambda v: gram.resolvent(args.drive + rho * v, rho)
         shifted = gram + rho * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         factor, info = torch.linalg.cholesky_ex(shifted)
         factor = torch.where(info[..., None, None] > 0, float("nan"), factor)
         return lambda v: torch.cholesky_solve(args.drive + rho * v, factor)
+
+
+def _dense(args: ReconstructionArgs) -> Tensor | None:
+    """H as a tensor, where it is one or holds one."""
+    gram: Any = args.gram
+    return gram if isinstance(gram, Tensor) else getattr(gram, "matrix", None)
+
+
+def solve_on_support(matrix: Tensor, support: Tensor, target: Tensor, limit: int = 1 << 24) -> Tensor:
+    """x with M_SS x_S = target_S for the support S of every channel, zero off it; NaN where M_SS is singular.
+
+    Args:
+        matrix: M, (batch, ..., m, m); positive on every support (Cholesky), or else by LU.
+        support, target: (batch, ..., m, d).
+        limit: entries of the systems of all channels that are held at once; beyond, samples take turns.
+    """
+    size = target.shape[-2]
+    if target.numel() * size > limit and len(target) > 1:
+        matrices = matrix.expand(*target.shape[:-2], size, size)
+        parts = zip(matrices.split(1), support.split(1), target.split(1), strict=True)
+        return torch.cat([solve_on_support(*part, limit=limit) for part in parts])
+    mask = support.mT  # (batch, ..., d, m)
+    system = matrix[..., None, :, :] * (mask[..., :, None] & mask[..., None, :])
+    system = system + torch.diag_embed((~mask).to(system.dtype))
+    right = torch.where(mask, target.mT, 0.0)[..., None]
+    factor, info = torch.linalg.cholesky_ex(system)
+    if bool((info == 0).all()) and _is_symmetric(matrix):
+        return torch.cholesky_solve(right, factor)[..., 0].mT
+    solution, info = torch.linalg.solve_ex(system, right)
+    return torch.where((info == 0)[..., None, None], solution, float("nan"))[..., 0].mT
+
+
+def _is_symmetric(matrix: Tensor) -> bool:
+    return bool((matrix - matrix.mT).abs().amax() <= 1e-5 * matrix.abs().amax())
+
+
+def _by_lu(matrix: Tensor, rho: float, drive: Tensor) -> Callable[[Tensor], Tensor]:
+    """The resolvent of a matrix that is not symmetric, by one LU factorisation."""
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix + rho * identity)
+    return lambda v: torch.linalg.lu_solve(factors, pivots, drive + rho * v)
 
 
 @dataclass(frozen=True)
@@ -229,6 +329,24 @@ class ProximalFlow(_Splitting):
     def state(self, code: Tensor, args: ReconstructionArgs) -> Tensor:
         """The state of an equilibrium whose code is `code`: here the code itself."""
         return code
+
+    def solve_transposed(self, a: Tensor, args: ReconstructionArgs, grad: Tensor) -> Tensor | None:
+        """w with -J^T w = grad, J = df/da, on the support of each channel: None where this form is not known.
+
+        With D the mask of the support, J = D (I - eta H) - I, so w = grad + (I - eta H^T) u where eta H_SS^T u_S =
+        grad_S and u = 0 off the support.
+
+        Args:
+            a: an equilibrium, (..., m, d).
+            args: the problem.
+            grad: dL/da, (..., m, d).
+        """
+        matrix = _dense(args)
+        if matrix is None or self.threshold != "soft":
+            return None
+        support = self(None, a, args) + a != 0
+        u = solve_on_support(matrix.mT, support, grad) / args.rate
+        return grad + u - args.rate * (matrix.mT @ u)
 
     def feedforward(self, args: ReconstructionArgs) -> Tensor:
         """The state of the code S(b; lam), to start from."""
@@ -265,6 +383,16 @@ class LCA(_Splitting):
     def state(self, code: Tensor, args: ReconstructionArgs) -> Tensor:
         """The potentials u = a + eta (b - G a) of an equilibrium whose code is `code`."""
         return torch.addcmul(code, args.rate, args.drive - args.gram @ code)
+
+    def solve_transposed(self, u: Tensor, args: ReconstructionArgs, grad: Tensor) -> Tensor | None:
+        """As of `ProximalFlow`; here J = (I - eta H) D - I: w = grad off the support, and eta (H^T w)_S = grad_S."""
+        matrix = _dense(args)
+        if matrix is None or self.threshold != "soft":
+            return None
+        support = self.code(u, args) != 0
+        outside = torch.where(support, 0.0, grad)
+        inside = grad - args.rate * (matrix.mT @ outside)
+        return outside + solve_on_support(matrix.mT, support, inside) / args.rate
 
     def feedforward(self, args: ReconstructionArgs) -> Tensor:
         """Potentials u whose code is S(b; lam): thresholds add up, S(S(b; (1 - eta) lam); eta lam) = S(b; lam).

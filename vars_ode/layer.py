@@ -14,10 +14,10 @@ import solvers
 from solvers import SteadyState
 from solvers.adjoints import Adjoint
 from vars_ode.dictionaries import ReadOut
-from vars_ode.fields import LCA, ProximalFlow, ReconstructionArgs, energy, kkt_residual, why_no_energy
+from vars_ode.fields import LCA, MonotoneGram, ProximalFlow, ReconstructionArgs, energy, kkt_residual, why_no_energy
 
 INITIAL_STATES = ("feedforward", "zero")
-SETTINGS = ("solver", "t1", "sparsity", "rate", "initial", "adjoint", "until")
+SETTINGS = ("solver", "t1", "sparsity", "rate", "initial", "adjoint", "until", "ridge")
 
 SaveAt = Tensor | Literal["steps"] | None
 M = TypeVar("M", bound=nn.Module)
@@ -42,6 +42,7 @@ class ReconstructionLayer(nn.Module, ABC):
     _initial: str
     _adjoint: Adjoint
     _until: SteadyState | None
+    _ridge: float
 
     # --- the problem and its solve ---
 
@@ -126,7 +127,8 @@ class ReconstructionLayer(nn.Module, ABC):
     ) -> Tensor:
         """A measure of the codes along the solve; filters of one channel are parts of one problem and are `joined`."""
         args, _ = self.problem(x, **context)
-        if reason := why_no_energy(self.field, args):
+        reason = why_no_energy(self.field, args)
+        if reason and not (measure is kkt_residual and isinstance(args.gram, MonotoneGram)):
             raise ValueError(f"this layer's field descends no energy: {reason}")
         states = self._integrate(args, x, save_at).ys
         with torch.autocast(x.device.type, enabled=False):
@@ -174,6 +176,7 @@ class ReconstructionLayer(nn.Module, ABC):
         merged["solver"] = solvers.get(merged["solver"])
         merged["adjoint"] = solvers.adjoints.get(merged["adjoint"])
         solvers.checks.non_negative_number("sparsity", merged["sparsity"])
+        solvers.checks.non_negative_number("ridge", merged["ridge"])
         solvers.checks.one_of("initial state", merged["initial"], INITIAL_STATES)
         self._check_rate(merged["rate"])
         _check_horizon(merged["t1"], merged["solver"], merged["until"])
@@ -234,6 +237,15 @@ class ReconstructionLayer(nn.Module, ABC):
     @sparsity.setter
     def sparsity(self, value: float) -> None:
         self.configure(sparsity=value)
+
+    @property
+    def ridge(self) -> float:
+        """mu / L >= 0 of the elastic net; assignable."""
+        return self._ridge
+
+    @ridge.setter
+    def ridge(self, value: float) -> None:
+        self.configure(ridge=value)
 
     @property
     def rate(self) -> float | str:

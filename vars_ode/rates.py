@@ -4,6 +4,7 @@ A rate is computed from the Gram without gradient: it belongs to how the problem
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,3 +36,22 @@ def power_rate(gram: Tensor, iterations: int = 8) -> Tensor:
 
 
 RATES: dict[str, Callable[[Tensor], Tensor]] = {"gershgorin": gershgorin_rate, "power": power_rate}
+
+
+@dataclass(frozen=True)
+class StepBound:
+    """The rate that a layer's `rate` asks for on a Gram, (..., 1, 1), or a number's as a tensor without dimensions.
+
+    Args:
+        choice: a number, or a name out of `RATES`.
+    """
+
+    choice: float | str
+
+    def __call__(self, gram: Tensor) -> Tensor:
+        return RATES[self.choice](gram) if isinstance(self.choice, str) else gram.new_full((), self.choice)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it is a number that the Gram has no say in."""
+        return not isinstance(self.choice, str)

@@ -5,6 +5,7 @@ from solvers.adjoints.checkpointed import Checkpointed as Checkpointed
 from solvers.adjoints.continuous import Continuous as Continuous
 from solvers.adjoints.direct import Direct as Direct
 from solvers.adjoints.implicit import Implicit as Implicit
+from solvers.adjoints.truncated import Truncated as Truncated
 from solvers.registry import Registry
 
 _registry: Registry[Adjoint] = Registry("adjoint", Adjoint)  # type: ignore[type-abstract]
@@ -12,6 +13,7 @@ _registry.register("direct", Direct)
 _registry.register("checkpointed", Checkpointed)
 _registry.register("continuous", Continuous)
 _registry.register("implicit", Implicit)
+_registry.register("truncated", Truncated)
 
 get = _registry.get
 available = _registry.available

@@ -25,7 +25,8 @@ class Implicit(Adjoint):
         dL/dtheta = (df/dtheta)^T w,    -J^T w = dL/dy,    dL/dy0 = 0
 
     (Bai, Kolter & Koltun, Deep equilibrium models, NeurIPS 2019, theorem 1, with f(y) = T(y) - y). The linear system
-    is solved matrix-free, sample by sample, with vector-Jacobian products of the field: see `solvers.krylov`.
+    is solved by the field itself where it offers `solve_transposed(y, args, grad)`, and otherwise matrix-free, sample
+    by sample, with vector-Jacobian products of the field: see `solvers.krylov`. The options below are of the latter.
 
     Recommended for relaxation solvers and for `until=SteadyState(...)`. The gradient is as good as the equilibrium: an
     error of the state goes into J and df/dtheta. Samples that had not reached it get the gradient of an equilibrium all
@@ -53,7 +54,7 @@ class Implicit(Adjoint):
         positive_int("restart", self.restart)
 
     def solve(self, loop: Loop, y0: Tensor, args: Any) -> Solution:
-        _refuse_finite_horizons(loop)
+        refuse_finite_horizons(loop, "implicit")
         with torch.no_grad():
             solution = loop.run(y0, args)
         if not torch.is_grad_enabled():
@@ -63,12 +64,13 @@ class Implicit(Adjoint):
         rate = field(t, equilibrium, args)  # its graph leads to all that the field reads
         if not (rate.requires_grad or y0.requires_grad):
             return solution
-        _warn_of_motion(solution)
+        warn_of_motion(solution)
         # A graph that leads to the state alone, built now: a module may hold other tensors when backward is called.
         state = equilibrium.clone().requires_grad_()
         rate_of_state = field(t, state, map_tensors(Tensor.detach, args))
-        y1 = _Equilibrium.apply(rate, y0, equilibrium, self, state, rate_of_state)
-        ys = y1[None] if loop.problem.save_at is None else _Trajectory.apply(solution.ys, y1)
+        direct = _DirectSolve(field, args) if hasattr(field, "solve_transposed") else None
+        y1 = _Equilibrium.apply(rate, y0, equilibrium, self, state, rate_of_state, direct)
+        ys = y1[None] if loop.problem.save_at is None else trajectory_without_gradient(solution.ys, y1, "implicit")
         return replace(solution, ys=ys, y1=y1)
 
 
@@ -77,9 +79,16 @@ class _Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rate: Tensor, y0: Tensor, equilibrium: Tensor, adjoint: Implicit, state: Tensor, rate_of_state: Tensor
+        ctx: Any,
+        rate: Tensor,
+        y0: Tensor,
+        equilibrium: Tensor,
+        adjoint: Implicit,
+        state: Tensor,
+        rate_of_state: Tensor,
+        direct: "_DirectSolve | None",
     ) -> Tensor:
-        ctx.adjoint, ctx.state, ctx.rate_of_state = adjoint, state, rate_of_state
+        ctx.adjoint, ctx.state, ctx.rate_of_state, ctx.direct = adjoint, state, rate_of_state, direct
         return equilibrium.clone()
 
     @staticmethod
@@ -89,27 +98,48 @@ class _Equilibrium(torch.autograd.Function):
                 "the adjoint 'implicit' has no second derivative: it was asked for one by create_graph=True; use "
                 "adjoint='direct' with enough steps to reach the equilibrium"
             )
-        w = _solve_transposed(ctx.adjoint, ctx.state, ctx.rate_of_state, grad)
-        return w, torch.zeros_like(grad), None, None, None, None
+        w = _solve_transposed(ctx.adjoint, ctx.state, ctx.rate_of_state, grad, ctx.direct)
+        return w, torch.zeros_like(grad), None, None, None, None, None
+
+
+class _DirectSolve:
+    """The field's own solution of the linear system, with `args` as they were in the forward pass."""
+
+    def __init__(self, field: Any, args: Any) -> None:
+        self.field, self.args = field, map_tensors(Tensor.detach, args)
+
+    def __call__(self, state: Tensor, grad: Tensor) -> Tensor | None:
+        with torch.no_grad():
+            return self.field.solve_transposed(state.detach(), self.args, grad)
+
+
+def trajectory_without_gradient(ys: Tensor, y1: Tensor, name: str) -> Tensor:
+    """Saved states of a solve whose steps the adjoint `name` does not differentiate; to ask for it is an error."""
+    return _Trajectory.apply(ys, y1, name)
 
 
 class _Trajectory(torch.autograd.Function):
-    """Saved states of a solve whose steps are not differentiated: to ask for their gradient is an error."""
-
     @staticmethod
-    def forward(ctx: Any, ys: Tensor, y1: Tensor) -> Tensor:
+    def forward(ctx: Any, ys: Tensor, y1: Tensor, name: str) -> Tensor:
+        ctx.name = name
         return ys.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
-            "the adjoint 'implicit' differentiates the equilibrium `y1` alone, but a gradient of the saved states `ys` "
-            "was asked for: use `y1`, or adjoint='direct' or 'checkpointed'"
+            f"the adjoint {ctx.name!r} differentiates the equilibrium `y1` alone, but a gradient of the saved states "
+            "`ys` was asked for: use `y1`, or adjoint='direct' or 'checkpointed'"
         )
 
 
-def _solve_transposed(adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tensor) -> Tensor:
-    """w with -J^T w = grad, shaped as the state."""
+def _solve_transposed(
+    adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tensor, direct: _DirectSolve | None
+) -> Tensor:
+    """w with -J^T w = grad, shaped as the state: the field's own solution where it has one, else GMRES."""
+    if direct is not None:
+        w = direct(state, grad)
+        if w is not None and bool(w.isfinite().all()):
+            return w
 
     def operator(w: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(rate, state, w.view_as(state), retain_graph=True)
@@ -130,16 +160,18 @@ def _solve_transposed(adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tens
     return w.view_as(state)
 
 
-def _refuse_finite_horizons(loop: Loop) -> None:
+def refuse_finite_horizons(loop: Loop, name: str) -> None:
+    """A ValueError unless the solve ends at an equilibrium."""
     if not seeks_equilibrium(loop):
         raise ValueError(
-            f"the adjoint 'implicit' differentiates equilibria, but this solve ends at t1={loop.problem.t1} whether it "
+            f"the adjoint {name!r} differentiates equilibria, but this solve ends at t1={loop.problem.t1} whether it "
             "has reached one or not: give until=SteadyState(...) or a relaxation solver such as 'nesterov'; for a "
             "finite horizon use the adjoint 'direct', 'checkpointed' or 'continuous'"
         )
 
 
-def _warn_of_motion(solution: Solution) -> None:
+def warn_of_motion(solution: Solution) -> None:
+    """Warn of samples that are not at the equilibrium whose gradient they get."""
     moving = int((solution.status == int(Status.SUCCESS)).sum())
     if moving:
         warnings.warn(

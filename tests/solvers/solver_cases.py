@@ -43,7 +43,7 @@ class SolverCase:
     evals_per_step: int = 1
     with_tolerance: Callable[[float], solvers.Solver] | None = None
     limited: solvers.Solver | None = None
-    adjoints: tuple[str, ...] = ("direct", "checkpointed", "implicit")
+    adjoints: tuple[str, ...] = ("direct", "checkpointed", "implicit", "truncated")
     equilibrium: type = problems.Pull
     per_sample: bool = True
     gradient_tolerance: float = 1e-6
@@ -88,7 +88,7 @@ def _fixed(name: str, cls: Any, order: int, evals: int, accurate: int, accuracy:
         order=order,
         with_steps=lambda n: cls(num_steps=n),
         evals_per_step=evals,
-        adjoints=("direct", "checkpointed", "continuous", "implicit"),
+        adjoints=("direct", "checkpointed", "continuous", "implicit", "truncated"),
     )
 
 
@@ -129,14 +129,14 @@ SOLVERS = [
         solvers.Bosh3,
         tolerance=1e-4,
         fine=1e-7,
-        adjoints=("direct", "continuous", "implicit"),
+        adjoints=("direct", "continuous", "implicit", "truncated"),
         per_sample=False,
         gradient_tolerance=1e-3,
     ),
-    _adaptive("dopri5", solvers.Dopri5, adjoints=("direct", "continuous", "implicit")),
-    _adaptive("tsit5", solvers.Tsit5, adjoints=("direct", "continuous", "implicit")),
-    _adaptive("dopri8", solvers.Dopri8, adjoints=("direct", "continuous", "implicit"), per_sample=False),
-    _adaptive("scipy", solvers.Scipy, adjoints=("continuous", "implicit")),
+    _adaptive("dopri5", solvers.Dopri5, adjoints=("direct", "continuous", "implicit", "truncated")),
+    _adaptive("tsit5", solvers.Tsit5, adjoints=("direct", "continuous", "implicit", "truncated")),
+    _adaptive("dopri8", solvers.Dopri8, adjoints=("direct", "continuous", "implicit", "truncated"), per_sample=False),
+    _adaptive("scipy", solvers.Scipy, adjoints=("continuous", "implicit", "truncated")),
     _relaxation("fixed_point", solvers.FixedPoint),
     _relaxation("nesterov", solvers.Nesterov),
     _relaxation("anderson", solvers.Anderson),
@@ -148,6 +148,7 @@ ADJOINTS = [
     AdjointCase("checkpointed", solvers.Checkpointed()),
     AdjointCase("continuous", solvers.Continuous(rtol=1e-9, atol=1e-9), tolerance=1e-5, of_flow=True),
     AdjointCase("implicit", solvers.Implicit(), at_equilibrium=True),
+    AdjointCase("truncated", solvers.Truncated(steps=400), at_equilibrium=True),
 ]
 
 ADJOINT_BY_NAME = {case.name: case for case in ADJOINTS}

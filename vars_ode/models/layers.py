@@ -37,12 +37,14 @@ def set_solver(
     adjoint: str | Adjoint | None = None,
     until: SteadyState | Literal[False] | None = None,
     match: str | None = None,
+    *,
+    ridge: float | None = None,
 ) -> list[str]:
     """Set how the layers of a model are solved, in place; no weight changes. What is None stays as it is.
 
     Args:
         model: a model, or a layer itself.
-        solver, t1, sparsity, rate, initial, adjoint: as for the layer's constructor.
+        solver, t1, sparsity, rate, initial, adjoint, ridge: as for the layer's constructor.
         until: a `SteadyState` to stop each image at rest; False for no such rule.
         match: a glob on module names, such as "blocks.[0-3].attn"; all layers by default.
 
@@ -60,6 +62,7 @@ def set_solver(
         "initial": initial,
         "adjoint": adjoint,
         "until": until,
+        "ridge": ridge,
     }
     changes = {name: value for name, value in given.items() if value is not None}
     if until is False:

@@ -691,5 +691,5 @@ class TestContract:
 
     def test_repr_tells_the_problem_and_the_solver(self):
         text = repr(DYNAMIC.layer(solver="rk4", sparsity=0.25))
-        for part in ("sparsity=0.25", "solver=RK4(", "rate='gershgorin'", "t1=5.0", "ProximalFlow", "adjoint=Direct"):
+        for part in ("sparsity=0.25", "solver=RK4(", "rate='power'", "t1=5.0", "ProximalFlow", "adjoint=Direct"):
             assert re.search(re.escape(part), text), part

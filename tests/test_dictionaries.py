@@ -512,5 +512,7 @@ def test_softmax_has_no_fixed_number_of_templates_to_learn_on(learned):
 
 @pytest.mark.parametrize("learned", [True, None, "lista", 0])
 def test_unknown_learned_form(learned):
-    with pytest.raises(ValueError, match="learned must be False, 'factor' or 'dictionary'"):
+    with pytest.raises(
+        ValueError, match="learned must be False or one of 'factor', 'coupling', 'monotone', 'dictionary'"
+    ):
         DICTIONARIES[0].layer(learned=learned)

@@ -13,7 +13,7 @@ UNTIL = solvers.SteadyState(rtol=1e-2, atol=1e-3)
 
 def layer_with(solver: str, adjoint: str) -> VARSAttention:
     torch.manual_seed(0)
-    steady = adjoint == "implicit" and not solvers.get(solver).reaches_equilibrium
+    steady = adjoint in ("implicit", "truncated") and not solvers.get(solver).reaches_equilibrium
     return VARSAttention(
         8,
         num_heads=2,
@@ -35,6 +35,7 @@ def is_defined(solver: str, adjoint: str) -> bool:
         "checkpointed": stepping,
         "continuous": not relaxes,
         "implicit": True,
+        "truncated": True,
     }[adjoint]
 
 

@@ -257,7 +257,11 @@ class _Splitting:
         shifted = gram + rho * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         factor, info = torch.linalg.cholesky_ex(shifted)
         factor = torch.where(info[..., None, None] > 0, float("nan"), factor)
-        return lambda v: torch.cholesky_solve(args.drive + rho * v, factor)
+        if shifted.requires_grad and torch.is_grad_enabled():
+            return lambda v: torch.cholesky_solve(args.drive + rho * v, factor)
+        # A product is five times as fast as two triangular solves, and G + rho I is well conditioned: |G| / rho.
+        inverse = torch.cholesky_inverse(factor)
+        return lambda v: inverse @ (args.drive + rho * v)
 
 
 def _dense(args: ReconstructionArgs) -> Tensor | None:
@@ -269,24 +273,52 @@ def _dense(args: ReconstructionArgs) -> Tensor | None:
 def solve_on_support(matrix: Tensor, support: Tensor, target: Tensor, limit: int = 1 << 24) -> Tensor:
     """x with M_SS x_S = target_S for the support S of every channel, zero off it; NaN where M_SS is singular.
 
+    Conjugate gradients where M is symmetric, as they share the products of all channels and end within about m steps;
+    where they do not converge, and otherwise, LU of every channel's system.
+
     Args:
-        matrix: M, (batch, ..., m, m); positive on every support (Cholesky), or else by LU.
+        matrix: M, (batch, ..., m, m).
         support, target: (batch, ..., m, d).
         limit: entries of the systems of all channels that are held at once; beyond, samples take turns.
     """
+    mask = support.to(target.dtype)  # products are faster than `where` by an order
+    if _is_symmetric(matrix):
+        solution, converged = _conjugate_gradients(matrix, mask, target * mask)
+        if converged:
+            return solution
+    return _by_elimination(matrix, mask, target, limit)
+
+
+def _conjugate_gradients(matrix: Tensor, mask: Tensor, target: Tensor) -> tuple[Tensor, bool]:
+    """(x, whether every column's residual is small) for M_SS x = target, (batch, ..., m, d) columns at once."""
+    tolerance = 1e-12 if target.dtype == torch.float64 else 5e-6
+    tiny = torch.finfo(target.dtype).tiny
+    x, residual, direction = torch.zeros_like(target), target, target
+    square = residual.square().sum(-2, keepdim=True)
+    goal = tolerance**2 * square
+    for step in range(3 * target.shape[-2]):
+        product = (matrix @ direction) * mask
+        curvature = (direction * product).sum(-2, keepdim=True)
+        length = square / curvature.clamp_min(tiny) * (square > goal)  # columns that are done stand still
+        x, residual = torch.addcmul(x, length, direction), torch.addcmul(residual, -length, product)
+        following = residual.square().sum(-2, keepdim=True)
+        if step % 4 == 3 and bool((following <= goal).all()):
+            return x, True
+        direction = torch.addcmul(residual, following / square.clamp_min(tiny), direction)
+        square = following
+    return x, False
+
+
+def _by_elimination(matrix: Tensor, mask: Tensor, target: Tensor, limit: int) -> Tensor:
     size = target.shape[-2]
     if target.numel() * size > limit and len(target) > 1:
         matrices = matrix.expand(*target.shape[:-2], size, size)
-        parts = zip(matrices.split(1), support.split(1), target.split(1), strict=True)
-        return torch.cat([solve_on_support(*part, limit=limit) for part in parts])
-    mask = support.mT  # (batch, ..., d, m)
-    system = matrix[..., None, :, :] * (mask[..., :, None] & mask[..., None, :])
-    system = system + torch.diag_embed((~mask).to(system.dtype))
-    right = torch.where(mask, target.mT, 0.0)[..., None]
-    factor, info = torch.linalg.cholesky_ex(system)
-    if bool((info == 0).all()) and _is_symmetric(matrix):
-        return torch.cholesky_solve(right, factor)[..., 0].mT
-    solution, info = torch.linalg.solve_ex(system, right)
+        parts = zip(matrices.split(1), mask.split(1), target.split(1), strict=True)
+        return torch.cat([_by_elimination(*part, limit) for part in parts])
+    mask = mask.mT  # (batch, ..., d, m)
+    system = matrix[..., None, :, :] * mask[..., :, None]
+    system.mul_(mask[..., None, :]).diagonal(dim1=-2, dim2=-1).add_(1 - mask)
+    solution, info = torch.linalg.solve_ex(system, (target.mT * mask)[..., None])
     return torch.where((info == 0)[..., None, None], solution, float("nan"))[..., 0].mT
 
 

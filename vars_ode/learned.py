@@ -223,7 +223,7 @@ def learned_form(name: str | bool, num_templates: int | None, threshold: str, **
     if name is False:
         return NotLearned()
     if name not in LEARNED_FORMS:
-        raise ValueError(f"learned must be False, {' or '.join(map(repr, LEARNED_FORMS))}, got {name!r}")
+        raise ValueError(f"learned must be False or one of {', '.join(map(repr, LEARNED_FORMS))}, got {name!r}")
     if num_templates is None:
         raise ValueError(
             f"learned={name!r} needs a fixed number of templates, but this dictionary has one per token; take "

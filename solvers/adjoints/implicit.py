@@ -65,11 +65,8 @@ class Implicit(Adjoint):
         if not (rate.requires_grad or y0.requires_grad):
             return solution
         warn_of_motion(solution)
-        # A graph that leads to the state alone, built now: a module may hold other tensors when backward is called.
-        state = equilibrium.clone().requires_grad_()
-        rate_of_state = field(t, state, map_tensors(Tensor.detach, args))
-        direct = _DirectSolve(field, args) if hasattr(field, "solve_transposed") else None
-        y1 = _Equilibrium.apply(rate, y0, equilibrium, self, state, rate_of_state, direct)
+        linear = _LinearSystem(self, field, t, equilibrium.clone().requires_grad_(), map_tensors(Tensor.detach, args))
+        y1 = _Equilibrium.apply(rate, y0, equilibrium, linear)
         ys = y1[None] if loop.problem.save_at is None else trajectory_without_gradient(solution.ys, y1, "implicit")
         return replace(solution, ys=ys, y1=y1)
 
@@ -78,17 +75,8 @@ class _Equilibrium(torch.autograd.Function):
     """Passes the equilibrium on; on the way back it turns dL/dy into w and hands that to the rate."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        rate: Tensor,
-        y0: Tensor,
-        equilibrium: Tensor,
-        adjoint: Implicit,
-        state: Tensor,
-        rate_of_state: Tensor,
-        direct: "_DirectSolve | None",
-    ) -> Tensor:
-        ctx.adjoint, ctx.state, ctx.rate_of_state, ctx.direct = adjoint, state, rate_of_state, direct
+    def forward(ctx: Any, rate: Tensor, y0: Tensor, equilibrium: Tensor, linear: "_LinearSystem") -> Tensor:
+        ctx.linear = linear
         return equilibrium.clone()
 
     @staticmethod
@@ -98,19 +86,34 @@ class _Equilibrium(torch.autograd.Function):
                 "the adjoint 'implicit' has no second derivative: it was asked for one by create_graph=True; use "
                 "adjoint='direct' with enough steps to reach the equilibrium"
             )
-        w = _solve_transposed(ctx.adjoint, ctx.state, ctx.rate_of_state, grad, ctx.direct)
-        return w, torch.zeros_like(grad), None, None, None, None, None
+        return ctx.linear.solve(grad), torch.zeros_like(grad), None, None
 
 
-class _DirectSolve:
-    """The field's own solution of the linear system, with `args` as they were in the forward pass."""
+class _LinearSystem:
+    """-J^T w = grad at an equilibrium: by the field itself where it knows how, else by GMRES.
 
-    def __init__(self, field: Any, args: Any) -> None:
-        self.field, self.args = field, map_tensors(Tensor.detach, args)
+    `args` are those of the forward pass. What is no part of them may have changed by the time of the backward pass, so
+    the graph for GMRES is built at once, unless the field solves the system from `args` alone.
+    """
 
-    def __call__(self, state: Tensor, grad: Tensor) -> Tensor | None:
-        with torch.no_grad():
-            return self.field.solve_transposed(state.detach(), self.args, grad)
+    def __init__(self, adjoint: Implicit, field: Any, t: Tensor, state: Tensor, args: Any) -> None:
+        self.adjoint, self.field, self.t, self.state, self.args = adjoint, field, t, state, args
+        solves_itself = hasattr(field, "solve_transposed") and not isinstance(field, torch.nn.Module)
+        self.rate = None if solves_itself else self._rate()
+
+    def solve(self, grad: Tensor) -> Tensor:
+        """w, shaped as the state."""
+        if hasattr(self.field, "solve_transposed"):
+            with torch.no_grad():
+                w = self.field.solve_transposed(self.state.detach(), self.args, grad)
+            if w is not None and bool(w.isfinite().all()):
+                return w
+        rate = self._rate() if self.rate is None else self.rate
+        return _by_gmres(self.adjoint, self.state, rate, grad)
+
+    def _rate(self) -> Tensor:
+        with torch.enable_grad():
+            return self.field(self.t, self.state, self.args)
 
 
 def trajectory_without_gradient(ys: Tensor, y1: Tensor, name: str) -> Tensor:
@@ -132,14 +135,8 @@ class _Trajectory(torch.autograd.Function):
         )
 
 
-def _solve_transposed(
-    adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tensor, direct: _DirectSolve | None
-) -> Tensor:
-    """w with -J^T w = grad, shaped as the state: the field's own solution where it has one, else GMRES."""
-    if direct is not None:
-        w = direct(state, grad)
-        if w is not None and bool(w.isfinite().all()):
-            return w
+def _by_gmres(adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tensor) -> Tensor:
+    """w with -J^T w = grad, shaped as the state."""
 
     def operator(w: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(rate, state, w.view_as(state), retain_graph=True)

@@ -23,8 +23,8 @@ class Truncated(Adjoint):
     implicit models, NeurIPS 2021). The better T contracts, the closer it is to the implicit gradient;
     docs/adjoints.md has the cosine. Memory of k steps, and no linear system.
 
-    The answer is the state after these steps. dL/dy0 = 0, as of every equilibrium, and there is no gradient of saved
-    states before the last.
+    The answer is that of the solve, whatever the adjoint. dL/dy0 = 0, as of every equilibrium, and there is no gradient
+    of saved states before the last.
 
     Args:
         steps: k.
@@ -47,5 +47,6 @@ class Truncated(Adjoint):
         y = solution.y1.detach() + 0 * y0  # connected to y0, whose gradient is zero
         for _ in range(self.steps):
             y = y + field(t, y, args)
+        y = solution.y1.detach() + (y - y.detach())  # the answer of the solve, with the gradient of the steps
         ys = y[None] if loop.problem.save_at is None else trajectory_without_gradient(solution.ys, y, "truncated")
         return replace(solution, ys=ys, y1=y)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
@@ -12,42 +11,11 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-import solvers
+from vars_ode.training.horizon import SolveOfUpdate
+from vars_ode.training.recipe import Recipe
 from vars_ode.weight_decay import no_weight_decay
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained. AdamW with a cosine schedule over the updates, as is common for vision transformers.
-
-    Args:
-        epochs: passes over the data.
-        batch_size: images per update; the last, smaller batch of an epoch is left out.
-        learning_rate: peak, after the warm-up.
-        warmup_epochs: linear warm-up from a hundredth of the peak; may be a fraction of an epoch.
-        weight_decay: decoupled; biases, norms and other vectors are exempt, as is what `vars_ode.no_weight_decay` and a
-            model's own `no_weight_decay()` name.
-        label_smoothing: of the cross entropy.
-        clip_grad: l2 norm that the gradient is clipped to.
-    """
-
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    warmup_epochs: float = 1.0
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    clip_grad: float = 1.0
-
-    def __post_init__(self) -> None:
-        solvers.checks.positive_int("epochs", self.epochs)
-        solvers.checks.positive_int("batch_size", self.batch_size)
-        solvers.checks.positive_number("learning_rate", self.learning_rate)
-        for name in ("warmup_epochs", "weight_decay", "label_smoothing"):
-            solvers.checks.non_negative_number(name, getattr(self, name))
-        solvers.checks.positive_number("clip_grad", self.clip_grad)
 
 
 class Epoch(TypedDict):
@@ -97,7 +65,8 @@ def fit(
         model: images (batch, channels, height, width) -> logits (batch, classes).
         data: a `TensorDataset` of (images in [0, 1], int64 labels).
         recipe: how.
-        seed: of the order of the images and of the augmentation; dropout draws from torch's global generator.
+        seed: of the order of the images, of the augmentation and of random horizons; dropout draws from torch's global
+            generator.
         augment: applied to each batch of images.
         progress: called as ``progress(update, updates)`` after each update.
         on_epoch: called with each epoch's record.
@@ -114,6 +83,7 @@ def fit(
     if updates_per_epoch == 0:
         raise ValueError(f"{len(images)} images do not fill one batch of {recipe.batch_size}; lower batch_size")
     device = next(model.parameters()).device
+    solve = SolveOfUpdate(model, recipe.horizon, seed)
     generator = torch.Generator().manual_seed(seed)
     optimizer = _optimizer(model, recipe)
     scheduler = _schedule(optimizer, recipe, updates_per_epoch)
@@ -126,7 +96,8 @@ def fit(
             chosen = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
             x, y = images[chosen].to(device), labels[chosen].to(device)
             update = epoch * updates_per_epoch + batch
-            loss, logits = _update(model, optimizer, augment(x, generator) if augment else x, y, recipe)
+            with solve.at(update):
+                loss, logits = _update(model, optimizer, augment(x, generator) if augment else x, y, recipe)
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the loss became {loss} at update {update} of epoch {epoch}; lower the learning rate "

@@ -38,3 +38,5 @@ class Recipe:
         for name in ("warmup_epochs", "weight_decay", "label_smoothing"):
             solvers.checks.non_negative_number(name, getattr(self, name))
         solvers.checks.positive_number("clip_grad", self.clip_grad)
+        if not isinstance(self.horizon, Horizon):
+            raise ValueError(f"horizon must be FixedHorizon() or RandomHorizon(low, high, ...), got {self.horizon!r}")

@@ -147,7 +147,8 @@ def bench(
         str,
         typer.Argument(
             help="equilibrium: iterations and time to a KKT residual, by solver. memory: of each adjoint, by steps. "
-            "adjoint-horizon: error of each adjoint's gradient, by horizon. vars-s: its Gram, applied and formed."
+            "adjoint: forward and backward pass of each adjoint. adjoint-horizon: error of each adjoint's gradient, by "
+            "horizon. rates: cost and tightness of the step bounds. vars-s: its Gram, applied and formed."
         ),
     ],
 ) -> None:

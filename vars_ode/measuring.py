@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -64,6 +65,17 @@ def timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
     result = run()
     _wait(device)
     return result, 1e3 * (time.perf_counter() - started)
+
+
+def interleaved(runs: Sequence[Callable[[], object]], device: torch.device, repeats: int = 15) -> list[float]:
+    """Median milliseconds of each of several runs that take turns, so that a busy machine is busy for all of them."""
+    times: list[list[float]] = [[] for _ in runs]
+    for turn in range(repeats + 1):
+        for run, record in zip(runs, times, strict=True):
+            _, milliseconds = timed(run, device)
+            if turn:  # the first turn warms up
+                record.append(milliseconds)
+    return [statistics.median(record) for record in times]
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:

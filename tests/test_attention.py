@@ -383,7 +383,7 @@ class TestInputs:
             layer, x = case.layer(dtype=torch.float64, **options), tokens(dtype=torch.float64)
             torch.testing.assert_close(layer(x[:, order]), layer(x)[:, order], rtol=0, atol=1e-10)
 
-    def test_static_templates_know_places(self):
+    def test_static_templates_depend_on_the_position(self):
         layer, x, order = STATIC.layer(), tokens(), torch.arange(TOKENS).flip(0)
         assert not torch.allclose(layer(x[:, order]), layer(x)[:, order], atol=1e-3)
 
@@ -564,10 +564,10 @@ class TestCopies:
         configured = VARSAttention.configured(**options)(DIM, HEADS)
         configured.t1 = 4.0
         for layer in (case.layer(**options), configured):
-            for twin in self.roundtrips(layer):
-                assert repr(twin) == repr(layer)
-                assert torch.equal(twin(tokens()), layer(tokens()))
-                assert not {id(p) for p in layer.parameters()} & {id(p) for p in twin.parameters()}
+            for copied in self.roundtrips(layer):
+                assert repr(copied) == repr(layer)
+                assert torch.equal(copied(tokens()), layer(tokens()))
+                assert not {id(p) for p in layer.parameters()} & {id(p) for p in copied.parameters()}
 
     def test_a_deep_copy_is_of_the_same_class(self):
         layer = VARSAttention.configured(t1=2.0)(DIM)
@@ -597,9 +597,9 @@ class TestConfigured:
         cls = VARSAttention.configured(sparsity=0.2, t1=3.0).configured(t1=4.0, solver="rk4")
         layer = cls(DIM)
         assert (layer.sparsity, layer.t1, layer.solver) == (0.2, 4.0, solvers.RK4())
-        twin = pickle.loads(pickle.dumps(layer))
-        assert repr(twin) == repr(layer)
-        assert (type(twin)(DIM).sparsity, type(twin)(DIM).t1) == (0.2, 4.0)
+        copied = pickle.loads(pickle.dumps(layer))
+        assert repr(copied) == repr(layer)
+        assert (type(copied)(DIM).sparsity, type(copied)(DIM).t1) == (0.2, 4.0)
 
     @pytest.mark.parametrize("name", ["sparsityy", "dim", "self", "depth"])
     def test_unknown_options(self, name):

@@ -85,7 +85,7 @@ def test_page_says_why_there_is_no_energy(tmp_path: Path) -> None:
         encoding="utf-8"
     )
     assert "No energy" in page
-    assert "none of the solvers is one of fixed step" in page
+    assert "none of the solvers has fixed steps" in page
     assert (tmp_path / "out" / "trace.png").is_file()
     assert not (tmp_path / "out" / "convergence.png").exists()
 

@@ -169,10 +169,20 @@ def _require_energy(args: ReconstructionArgs) -> None:
         raise ValueError(f"there is no energy and no optimality condition to evaluate: {reason}")
 
 
-class _Splitting:
-    """E as a quadratic part and lam |a|_1, which `solvers.DouglasRachford` uses."""
+@dataclass(frozen=True)
+class _SparseReconstruction:
+    """What both fields share: the threshold, what solvers may know of them, and E split into two parts.
 
-    threshold: str
+    The parts are a quadratic one and lam |a|_1; `solvers.DouglasRachford` uses them.
+    """
+
+    threshold: str = "soft"
+    natural_step: ClassVar[float] = 1.0
+    linear_rate: ClassVar[float] = 1.0
+    contractive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        solvers.checks.one_of("threshold", self.threshold, THRESHOLDS)
 
     def prox(self, v: Tensor, step: float, args: ReconstructionArgs) -> Tensor:
         """argmin_a lam |a|_1 + |a - v|^2 / (2 step) = S(v; step lam), (..., m, d)."""
@@ -203,20 +213,12 @@ class _Splitting:
 
 
 @dataclass(frozen=True)
-class ProximalFlow(_Splitting):
+class ProximalFlow(_SparseReconstruction):
     """a' = S(a - eta (G a - b); eta lam) - a. Euler with dt = 1 is ISTA with step eta.
 
     Args:
         threshold: S, "soft" or "gelu".
     """
-
-    threshold: str = "soft"
-    natural_step: ClassVar[float] = 1.0
-    linear_rate: ClassVar[float] = 1.0
-    contractive: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_threshold(self.threshold)
 
     def __call__(self, t: Any, a: Tensor, args: ReconstructionArgs) -> Tensor:
         """da/dt, shaped as `a`, (..., m, d)."""
@@ -237,7 +239,7 @@ class ProximalFlow(_Splitting):
 
 
 @dataclass(frozen=True)
-class LCA(_Splitting):
+class LCA(_SparseReconstruction):
     """u' = -u + a + eta (b - G a) with a = S(u; eta lam): Rozell's network at eta = 1.
 
     Euler with dt = 1 is ISTA with step eta; the membrane potential u is the argument of its threshold.
@@ -245,14 +247,6 @@ class LCA(_Splitting):
     Args:
         threshold: S, "soft" or "gelu".
     """
-
-    threshold: str = "soft"
-    natural_step: ClassVar[float] = 1.0
-    linear_rate: ClassVar[float] = 1.0
-    contractive: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_threshold(self.threshold)
 
     def __call__(self, t: Any, u: Tensor, args: ReconstructionArgs) -> Tensor:
         """du/dt, shaped as `u`, (..., m, d)."""
@@ -277,8 +271,3 @@ class LCA(_Splitting):
 
 
 DYNAMICS: dict[str, Callable[..., ProximalFlow | LCA]] = {"proximal": ProximalFlow, "lca": LCA}
-
-
-def check_threshold(threshold: str) -> None:
-    """A ValueError unless it is a name in `THRESHOLDS`."""
-    solvers.checks.one_of("threshold", threshold, THRESHOLDS)

@@ -182,9 +182,7 @@ def basin(
 
 def _residual(problem: InitialValueProblem, state: Tensor) -> float:
     """max |f| over all samples; infinite if it is NaN."""
-    with torch.no_grad():
-        rate = problem.field(torch.zeros((), dtype=state.dtype, device=state.device), state, problem.args)
-    return float(rate.abs().nan_to_num(nan=float("inf")).max())
+    return float(problem.rate(state).abs().nan_to_num(nan=float("inf")).max())
 
 
 def _solvers(

@@ -76,8 +76,7 @@ def find_equilibrium(problem: InitialValueProblem, tolerance: float = 1e-9, max_
 
 
 def _assess(problem: InitialValueProblem, state: Tensor, tolerance: float) -> Equilibrium:
-    rate = problem.field(torch.zeros((), dtype=state.dtype, device=state.device), state, problem.args)
-    residual = rate.flatten(1).abs().amax(1)
+    residual = problem.rate(state).flatten(1).abs().amax(1)
     converged = residual <= tolerance * (1 + state.flatten(1).abs().amax(1))
     return Equilibrium(state, problem.code(state), residual, converged)
 

@@ -60,6 +60,11 @@ class InitialValueProblem:
         with torch.no_grad():
             return self.read_out(code).double()
 
+    def rate(self, state: Tensor) -> Tensor:
+        """f(0, state), without gradient."""
+        with torch.no_grad():
+            return self.field(torch.zeros((), dtype=state.dtype, device=state.device), state, self.args)
+
     @property
     def is_convex(self) -> bool:
         """Whether the equilibria of the field are the minimisers of the convex energy E."""

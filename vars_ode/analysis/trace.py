@@ -146,7 +146,7 @@ def trace(
         times=solution.ts.double().cpu(),
         energy=None if no_energy else _along(energy, codes, exact),
         kkt=None if no_energy else _along(kkt_residual, codes, exact, worst=True),
-        residual=torch.stack([_residual(exact, state) for state in states]).cpu(),
+        residual=torch.stack([per_problem(exact.rate(state).abs()).amax(-1) for state in states]).cpu(),
         active_fraction=torch.stack([per_problem((code != 0).double()).mean(-1) for code in codes]).cpu(),
         distance=None if no_equilibrium else relative_errors(codes, equilibrium.code),
         spectral_radius=_spectra(exact, states, power_iterations, spectral_points).cpu(),
@@ -164,12 +164,6 @@ def _along(
     if problem.y0.ndim > 4:
         values = values.flatten(3).amax(-1) if worst else values.flatten(3).sum(-1)
     return values.cpu()
-
-
-def _residual(problem: InitialValueProblem, state: Tensor) -> Tensor:
-    with torch.no_grad():
-        rate = problem.field(torch.zeros((), dtype=state.dtype, device=state.device), state, problem.args)
-    return per_problem(rate.abs()).amax(-1)
 
 
 def _spectra(problem: InitialValueProblem, states: Tensor, iterations: int, points: int) -> Tensor:

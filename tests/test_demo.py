@@ -25,7 +25,7 @@ from vars_ode.models import available_attentions, vars_layers
 from vars_ode.report.study import write_report
 from vars_ode.study import run as study
 from vars_ode.study.measure import measure_solvers, with_label
-from vars_ode.study.plan import parse_solver
+from vars_ode.study.plan import Plan, parse_solver
 from vars_ode.study.run import COLUMNS, Job, run_study
 from vars_ode.training import Recipe
 
@@ -52,6 +52,10 @@ def test_results_are_complete(finished: Path) -> None:
     assert content["settings"] == TINY.as_dict()
     assert {run["attention"] for run in content["runs"]} == {"softmax", "vars-sd-dictionary"}
     assert {"torch", "timm", "python", "vars-ode"} <= content["versions"].keys()
+
+
+def test_a_plan_comes_back_from_its_stored_settings(finished: Path) -> None:
+    assert Plan.from_dict(json.loads((finished / "settings.json").read_text())["settings"]) == TINY
 
 
 def test_stored_weights_give_the_stored_accuracy(finished: Path) -> None:

@@ -1,7 +1,8 @@
 """The plan of a study: everything that its results depend on, except attention and seed."""
 
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -86,6 +87,13 @@ class Plan:
         recipe = values.pop("recipe")
         return {**recipe, **{name: _plain(value) for name, value in values.items()}}
 
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Plan":
+        """The plan of which `stored` is the `as_dict`."""
+        names = {item.name for item in fields(Recipe)}
+        recipe = Recipe(**{name: value for name, value in stored.items() if name in names})
+        return cls(recipe, **{name: _tuples(value) for name, value in stored.items() if name not in names})
+
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """The settings that differ from `stored`, a result of `as_dict`, in words."""
         own = self.as_dict()
@@ -106,3 +114,7 @@ def parse_solver(label: str) -> solvers.Solver:
 
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -225,10 +225,10 @@ class TestSolve:
         x = 8 * tokens(1, count=6, dtype=torch.float64)
         saved = {key: value.clone() for key, value in layer.state_dict().items()}
         layer.solver = ACCURATE
-        rest, distances = layer(x), []
+        equilibrium, distances = layer(x), []
         for t1 in (1.0, 5.0, 25.0, 75.0):
             layer.t1, layer.solver = t1, "euler"
-            distances.append((layer(x) - rest).norm().item())
+            distances.append((layer(x) - equilibrium).norm().item())
         assert distances == sorted(distances, reverse=True)
         assert distances[-1] < 0.5 * distances[0]
         for key, value in layer.state_dict().items():
@@ -267,11 +267,11 @@ class TestSolve:
 
     def test_horizons_without_end(self):
         x = tokens()
-        rest = DYNAMIC.layer(t1=math.inf, solver="nesterov", rate="power")(x)
-        torch.testing.assert_close(DYNAMIC.layer(t1=2.0, solver="nesterov", rate="power")(x), rest)
+        equilibrium = DYNAMIC.layer(t1=math.inf, solver="nesterov", rate="power")(x)
+        torch.testing.assert_close(DYNAMIC.layer(t1=2.0, solver="nesterov", rate="power")(x), equilibrium)
         watched = DYNAMIC.layer(t1=math.inf, until=solvers.SteadyState(rtol=1e-4), rate="power")
         assert (watched.solve(x).status == solvers.Status.STEADY_STATE).all()
-        assert (watched(x) - rest).abs().max() < 0.05 * rest.abs().max()
+        assert (watched(x) - equilibrium).abs().max() < 0.05 * equilibrium.abs().max()
         with pytest.raises(ValueError, match=r"t1=inf asks for the equilibrium.*'nesterov', or until="):
             DYNAMIC.layer(t1=math.inf)
         with pytest.raises(ValueError, match="t1=inf"):

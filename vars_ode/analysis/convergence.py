@@ -50,7 +50,7 @@ def chosen_layer(subject: Subject, layer: str | None) -> str:
 def measure_convergence(
     subject: Subject, layer: str, solvers: Sequence[str], progress: Callable[[str, int], object]
 ) -> Iterator[Piece]:
-    """Take one measure after the other. One that fails gives a `Piece` with the reason, and the rest are still taken.
+    """Take one measure after the other. One that fails gives a `Piece` with the reason, and the others follow.
 
     Args:
         subject: the model with its input.
@@ -185,9 +185,5 @@ def _maps(layer: ReconstructionLayer, tokens: Tensor, subject: Subject) -> Measu
 def _measure(stem: str, title: str, measure: Callable[[], Measurement]) -> Piece:
     try:
         return Piece(stem, title, measure())
-    except (
-        ValueError,
-        RuntimeError,
-        torch.OutOfMemoryError,
-    ) as error:  # the rest are still taken; the page gives the reason
+    except (ValueError, RuntimeError, torch.OutOfMemoryError) as error:  # the next measures are still taken
         return Piece(stem, title, missing=str(error))

@@ -138,7 +138,7 @@ class TestSingleStepLimit:
         assert not any("learned" in name for name, _ in layer.single_step_limit().named_parameters())
         assert any("learned" in name for name, _ in layer.named_parameters())
 
-    def test_more_than_one_step_has_no_room_for_masks_between_queries(self):
+    def test_more_than_one_step_refuses_masks_between_queries(self):
         x = tokens()
         for options in (
             {**LIMIT, "t1": 2.0},
@@ -148,7 +148,7 @@ class TestSingleStepLimit:
             {**LIMIT, "solver": solvers.Euler(num_steps=2)},
             {**LIMIT, "solver": solvers.Euler(dt=0.5)},
         ):
-            with pytest.raises(ValueError, match=r"leaves no symmetric Gram.*single_step_limit\(\)"):
+            with pytest.raises(ValueError, match=r"has no symmetric Gram.*single_step_limit\(\)"):
                 SOFTMAX.layer(**options)(x, is_causal=True)
 
     def test_every_single_step_takes_masks_between_queries(self):

@@ -1,6 +1,6 @@
 """Step bounds: rates eta <= 1 / |G|_2, under which ISTA descends.
 
-A rate is computed from the Gram without gradient: it belongs to how the problem is solved, not to what it says.
+A rate is computed from the Gram without gradient, as it is part of the method and not of the problem.
 """
 
 from collections.abc import Callable

@@ -19,7 +19,7 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Epoch(TypedDict):
-    """What one pass over the data came to; the accuracy is of the images as augmented, in training mode."""
+    """The record of one pass over the data; the accuracy is that of augmented images in training mode."""
 
     epoch: int
     loss: float
@@ -75,7 +75,7 @@ def fit(
         a record per epoch.
 
     Raises:
-        DivergedError: the loss is no longer a number; the message says at which update.
+        DivergedError: the loss is not finite; the message says at which update.
         ValueError: fewer images than a batch.
     """
     images, labels = _tensors(data)

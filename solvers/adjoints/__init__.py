@@ -16,3 +16,4 @@ _registry.register("implicit", Implicit)
 get = _registry.get
 available = _registry.available
 register = _registry.register
+name_of = _registry.name_of

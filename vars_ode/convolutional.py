@@ -179,6 +179,16 @@ class VARSConvAttention(ReconstructionLayer):
         """A subclass with other defaults; see `VARSAttention.configured`."""
         return configured(cls, options)
 
+    def stated_options(self) -> dict[str, Any]:
+        """What the constructor was told of the problem, as it stands; `settings` has the rest."""
+        return {
+            "grid": self.grid,
+            "num_filters": self.kernel.shape[1],
+            "revision": self.revision,
+            "initialization": self.initialization,
+            **self.field_options(),
+        }
+
     def reset_parameters(self) -> None:
         """Draw filters and projections anew, as `initialization` says."""
         height, width, _ = self.kernel.shape[2:]

@@ -14,7 +14,7 @@ import solvers
 from solvers import SteadyState
 from solvers.adjoints import Adjoint
 from vars_ode.dictionaries import ReadOut
-from vars_ode.fields import LCA, ProximalFlow, ReconstructionArgs, energy, kkt_residual, why_no_energy
+from vars_ode.fields import DYNAMICS, LCA, ProximalFlow, ReconstructionArgs, energy, kkt_residual, why_no_energy
 
 INITIAL_STATES = ("feedforward", "zero")
 SETTINGS = ("solver", "t1", "sparsity", "rate", "initial", "adjoint", "until")
@@ -159,6 +159,15 @@ class ReconstructionLayer(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """The settings as they stand, by name."""
         return {name: getattr(self, name) for name in SETTINGS}
+
+    def field_options(self) -> dict[str, str]:
+        """The constructor's arguments that chose the field."""
+        dynamics = next(name for name, cls in DYNAMICS.items() if type(self.field) is cls)
+        return {"threshold": self.field.threshold, "dynamics": dynamics}
+
+    @abstractmethod
+    def stated_options(self) -> dict[str, Any]:
+        """What the constructor was told of the problem, as it stands; `settings` has the rest."""
 
     def configure(self, **changes: Any) -> None:
         """Assign several settings at once; nothing changes where one of them, or their combination, is refused.

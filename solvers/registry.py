@@ -70,8 +70,8 @@ class Registry(Generic[T]):
             if cls is type(choice):
                 return name
         raise ValueError(
-            f"{choice!r} is of a class that is no registered {self._kind}; register it under a name, and again wherever "
-            "it is to be built from that name"
+            f"{choice!r} is of a class that is no registered {self._kind}; register it under a name, and again "
+            "wherever it is to be built from that name"
         )
 
     def _check_options(self, name: str, cls: type, options: dict[str, Any]) -> None:

@@ -13,10 +13,11 @@ from torch import nn
 from vars_ode.checkpoints.plain import decode, encode
 from vars_ode.configured import configured
 from vars_ode.dictionaries import StaticDynamic
+from vars_ode.layer import SETTINGS
 from vars_ode.models import attention_layer, named_attention, vars_layers
 from vars_ode.models.comparison import differences
 from vars_ode.models.construction import construct, construct_on_meta, takes_attention_by_name, unwrapped
-from vars_ode.models.reading import Attention, is_argument, read_model, settings_that_differ
+from vars_ode.models.reading import Attention, is_argument, read_model, settings_of_layers
 
 SMALL_MODEL = "vit_nano_patch4_28"
 _OF_LAYER = ("attn_head_dim", "gated")  # stated by models of timm's for other layers than these; theirs to set
@@ -36,7 +37,8 @@ class ModelSpec:
         attention_options: keyword arguments of the attention layer.
         img_size, in_chans, num_classes: of the model; its own where None.
         model_options: further keyword arguments of the model.
-        layers: settings of layers by module name, which come last: {"blocks.0.attn": {"solver": RK4(), "t1": 5.0}}.
+        layers: settings of VARS layers by module name, or by a glob such as "*" or "blocks.[0-3].attn", in order and
+            after everything else: {"*": {"solver": RK4(), "t1": 5.0}}.
         others: layers with another attention, by module name: {"blocks.0.attn": ("performer", {"num_features": 8})}.
         dtype: of parameters and buffers in floating point, such as "bfloat16"; torch's default where None.
     """
@@ -73,9 +75,8 @@ class ModelSpec:
             twin = spec.build_on_meta()
         except Exception as error:  # of whatever kind timm's constructors raise
             raise ValueError(f"{_REFUSED}: what was read off it builds no model ({error})") from error
-        spec = replace(spec, layers=settings_that_differ(model, twin))
-        for name, settings in spec.layers.items():
-            vars_layers(twin)[name].configure(**settings)
+        spec = replace(spec, layers=settings_of_layers(model) if vars_layers(twin) else {})
+        spec._configure(twin)
         found = list(itertools.islice(differences(model, twin), _SHOWN + 1))
         if found:
             more = "; and there is more" if len(found) > _SHOWN else ""
@@ -92,15 +93,7 @@ class ModelSpec:
         for name, (attention, options) in self.others.items():
             other = replace(self, attention=attention, attention_options=options, layers={}, others={}).build()
             model.set_submodule(name, other.get_submodule(name))
-        found = vars_layers(model)
-        unknown = [name for name in self.layers if name not in found]
-        if unknown:
-            raise ValueError(
-                f"there are settings for {', '.join(unknown)}, but the VARS layers of {self.model} are "
-                f"{', '.join(found) or 'none'}"
-            )
-        for name, settings in self.layers.items():
-            found[name].configure(**settings)
+        self._configure(model)
         return model if self.dtype is None else model.to(getattr(torch, self.dtype))
 
     def build_on_meta(self) -> nn.Module:
@@ -111,19 +104,16 @@ class ModelSpec:
     def updated(self, **hints: Any) -> ModelSpec:
         """With other arguments of the model, options of its attention, or settings (of all its layers)."""
         own = {name: hints.pop(name) for name in ("attention", "img_size", "in_chans", "num_classes") if name in hints}
+        if "num_steps" in hints and self.layers:
+            hints["t1"] = float(hints.pop("num_steps"))
+        settings = {name: hints.pop(name) for name in SETTINGS if name in hints and self.layers}
         of_model = {name: value for name, value in hints.items() if is_argument(name, self.model, self.attention)}
         of_layer = {name: value for name, value in hints.items() if name not in of_model}
-        changed = {"t1" if name == "num_steps" else name for name in of_layer}
-        horizon = ("t1", "num_steps") if "t1" in changed else ()
-        kept = {name: value for name, value in self.attention_options.items() if name not in horizon}
-        layers = {
-            layer: {name: value for name, value in settings.items() if name not in changed}
-            for layer, settings in self.layers.items()
-        }
+        layers = {layer: {**stated, **settings} for layer, stated in self.layers.items()}
         return replace(
             self,
             **own,
-            attention_options={**kept, **of_layer},
+            attention_options={**self.attention_options, **of_layer},
             model_options={**self.model_options, **of_model},
             layers=layers,
         )
@@ -148,6 +138,17 @@ class ModelSpec:
                 f"under 'model' among them; got {', '.join(map(str, stored))}"
             )
         return cls(**{name: _decode_field(name, value) for name, value in stored.items()})
+
+    def _configure(self, model: nn.Module) -> None:
+        for name, settings in self.layers.items():
+            found = vars_layers(model, name)
+            if not found:
+                raise ValueError(
+                    f"there are settings for {name}, but the VARS layers of {self.model} are "
+                    f"{', '.join(vars_layers(model)) or 'none'}"
+                )
+            for layer in found.values():
+                layer.configure(**settings)
 
     def _stated(self) -> dict[str, Any]:
         own = {"img_size": self.img_size, "in_chans": self.in_chans, "num_classes": self.num_classes}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vars_ode.building import SMALL_MODEL, ModelSpec
-from vars_ode.checkpoints import load_checkpoint
 from vars_ode.data import pictures_for
+from vars_ode.loading import load_checkpoint
 from vars_ode.models import available_attentions, layer_inputs
 
 DEFAULT_ATTENTION = "vars-sd-dictionary"

@@ -50,7 +50,7 @@ def encode(value: Any, where: str) -> Any:
     """
     if isinstance(value, float) and not math.isfinite(value):
         return {"number": str(value)}
-    if value is None or type(value) in (bool, int, float, str):
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
         return [encode(item, where) for item in value]
@@ -60,8 +60,8 @@ def encode(value: Any, where: str) -> Any:
         if isinstance(value, known.base):
             return {kind: _name(value, known, where), "fields": _fields(value, where)}
     raise ValueError(
-        f"{where} is {value!r}, which cannot be written as numbers, strings and names; take a registered name, a number "
-        "or an object of a registered class"
+        f"{where} is {value!r}, which cannot be written as numbers, strings and names; take a registered name, a "
+        "number or an object of a registered class"
     )
 
 

@@ -24,11 +24,12 @@ RVT_ARGUMENTS = tuple(
     for name, parameter in inspect.signature(RobustVisionTransformer).parameters.items()
     if parameter.kind is not inspect.Parameter.VAR_KEYWORD
 )
+EVERY = "*"  # in a description: every layer
 _OF_ATTENTION = ("revision", "normalize_queries", "sparsity", "num_steps", "num_features")  # among those
 
 
 def read_model(model: nn.Module) -> dict[str, Any]:
-    """Arguments of `ModelSpec` but for dtype and the settings of layers that differ from each other; not verified.
+    """Arguments of `ModelSpec` but for dtype and the settings of layers; not verified.
 
     Raises:
         ValueError: a model of another kind, or an attention that no name stands for.
@@ -48,13 +49,11 @@ def _read_rvt(model: RobustVisionTransformer) -> dict[str, Any]:
     default: Any = construct_on_meta(name, {})
     own = {key: config.pop(key) for key in ("attention", "img_size", "in_chans", "num_classes")}
     options = {key: config.pop(key) for key in list(config) if not is_argument(key, name, own["attention"])}
-    settings = _settings(next((module for module in model.modules() if isinstance(module, ReconstructionLayer)), None))
-    gone = [*unused_options(own["attention"], options), *(["num_steps"] if settings else [])]  # which is t1
-    options = {key: value for key, value in options.items() if value is not None and key not in gone}
+    useless = unused_options(own["attention"], options)
     return {
         "model": name,
         **own,
-        "attention_options": {**options, **settings},
+        "attention_options": {key: value for key, value in options.items() if value is not None and key not in useless},
         "model_options": {key: value for key, value in config.items() if not _same(value, default.config[key])},
     }
 
@@ -69,7 +68,7 @@ def _read_vit(model: VisionTransformer) -> dict[str, Any]:
     return {
         "model": name,
         "attention": attention[0] if attention else None,
-        "attention_options": {**attention[1], **_settings(next(iter(layers.values())))} if attention else {},
+        "attention_options": attention[1] if attention else {},
         "img_size": size[0] if size and size[0] == size[1] else size,
         "in_chans": model.patch_embed.proj.in_channels,
         "num_classes": model.num_classes,
@@ -91,13 +90,7 @@ def _read_attentions(
                 f"names are {', '.join(available_attentions())}"
             )
     first = next(iter(found.values()), None)
-    others = {name: other for name, other in found.items() if other is not None and other != first}
-    return first, {name: (other, {**options, **_settings(layers[name])}) for name, (other, options) in others.items()}
-
-
-def _settings(layer: nn.Module | None) -> dict[str, Any]:
-    """All settings of a layer, defaults among them: those may be others where the description is read."""
-    return layer.settings() if isinstance(layer, ReconstructionLayer) else {}
+    return first, {name: other for name, other in found.items() if other is not None and other != first}
 
 
 def is_argument(name: str, model: str, attention: str | None) -> bool:
@@ -128,7 +121,7 @@ def attention_of(layer: nn.Module) -> Attention | None:
     row = _row(layer)
     if row is None:
         return None
-    stated = getattr(layer, "stated_options", dict)()
+    stated: dict[str, Any] = getattr(layer, "stated_options", dict)()
     defaults = {name: parameter.default for name, parameter in inspect.signature(row.layer).parameters.items()}
     if row.name.startswith("vars-") and "dictionary" in row.options:
         defaults["dictionary"] = dictionaries.get(row.options["dictionary"])
@@ -241,14 +234,19 @@ def _drop_path(block: nn.Module) -> float:
     return rounded if torch.tensor(rounded).item() == rate else rate
 
 
-def settings_that_differ(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, Any]]:
-    """Settings of a model's layers that are others in `twin`, by layer."""
-    found = {}
-    for name, layer in model.named_modules():
-        other = dict(twin.named_modules()).get(name)
-        if isinstance(layer, ReconstructionLayer) and isinstance(other, ReconstructionLayer):
-            there = other.settings()
-            changed = {key: value for key, value in layer.settings().items() if value != there.get(key)}
-            if changed:
-                found[name] = changed
+def settings_of_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Settings of all VARS layers: those of the first under "*", and by name where another layer differs from it.
+
+    Defaults are among them, which may be others where the description is read. Layers of different classes, whose
+    rates have different names, have all of theirs by name.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ReconstructionLayer)}
+    if len({importable(type(layer)) for layer in layers.values()}) != 1:
+        return {name: layer.settings() for name, layer in layers.items()}
+    common = next(iter(layers.values())).settings()
+    found = {EVERY: common}
+    for name, layer in layers.items():
+        changed = {key: value for key, value in layer.settings().items() if value != common[key]}
+        if changed:
+            found[name] = changed
     return found

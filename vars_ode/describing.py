@@ -66,15 +66,26 @@ def spec_of(description: Mapping[str, Any], where: str) -> ModelSpec:
         raise CheckpointError(f"{where} describes no model that can be built here: {error}") from error
 
 
-def build(spec: ModelSpec, where: str) -> nn.Module:
-    """The model, with weights that are nobody's: torch's random numbers stay as they are."""
+def build(spec: ModelSpec, where: str, state: dict[str, Tensor] | None = None) -> nn.Module:
+    """The model, with weights that are nobody's: torch's random numbers stay as they are.
+
+    Args:
+        spec: what is built.
+        where: the file, for the messages.
+        state: weights that have to fit, which is found out before the model takes memory.
+
+    Raises:
+        CheckpointError: it builds no model, or one that the weights do not fit.
+    """
     try:
-        spec.build_on_meta()
-        with torch.random.fork_rng(devices=[]):
-            return spec.build()
+        twin = spec.build_on_meta()
     except Exception as error:  # of whatever kind timm's constructors raise
         reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{where} describes no model that can be built here: {reason}") from error
+    if state is not None:
+        check_fit(twin, state, where, "description and weights are of different models, so get both again")
+    with torch.random.fork_rng(devices=[]):
+        return spec.build()
 
 
 def restore(description: Mapping[str, Any], state: dict[str, Tensor], where: str) -> nn.Module:
@@ -83,9 +94,7 @@ def restore(description: Mapping[str, Any], state: dict[str, Tensor], where: str
     Raises:
         CheckpointError: the description builds no model, or the weights do not fit it.
     """
-    spec = spec_of(description, where)
-    model = build(spec, where)
-    check_fit(model, state, where, "description and weights are of different models, so get both again")
+    model = build(spec_of(description, where), where, state)
     fill(model, description, state, where)
     return model
 

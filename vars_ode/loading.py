@@ -137,6 +137,22 @@ def load_checkpoint(
     return model, _report(source, found, getattr(model, "config", None) or found.config)
 
 
+def has_description(path: str | os.PathLike[str]) -> bool:
+    """Whether a file or folder tells by itself what model it belongs to, and is no state dict alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it cannot be read.
+    """
+    return _read(Path(path), None).layout == "vars-ode"
+
+
+def num_classes_of(path: str | os.PathLike[str]) -> int | None:
+    """The outputs of the head in a state dict; None where it has no head."""
+    weight = _read(Path(path), None).state.get("head.weight")
+    return None if weight is None else len(weight)
+
+
 def _report(source: _Source, found: Recognition, config: dict[str, Any] | None) -> LoadReport:
     parts = (tuple(found.found), tuple(source.ignored), tuple(found.ambiguous))
     return LoadReport(source.where, source.layout, config, *parts)

@@ -61,6 +61,7 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], 
     description = config[FORMAT]
     metadata = {"format": "pt", FORMAT: json.dumps(description)}
     folder.mkdir(parents=True, exist_ok=True)
+    _finish(folder)
     if card is not None:
         write_atomically(folder / CARD, lambda target: target.write_text(card, encoding="utf-8"))
 
@@ -70,6 +71,17 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], 
 
     write_atomically(folder / WEIGHTS, write_weights)
     os.replace(folder / PENDING, folder / CONFIG)
+
+
+def _finish(folder: Path) -> None:
+    """Step 3 of a save that was interrupted before it; what one left before step 2 is dropped."""
+    pending, weights = folder / PENDING, folder / WEIGHTS
+    if not pending.is_file():
+        return
+    if weights.is_file() and read_description(pending).get("sha256") == _digest(weights.read_bytes()):
+        os.replace(pending, folder / CONFIG)
+    else:
+        pending.unlink()
 
 
 def _digest(content: bytes) -> str:
@@ -88,7 +100,7 @@ def find(path: Path) -> Path | None:
 def _is_ours(config: Path) -> bool:
     try:
         return FORMAT in json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
@@ -126,7 +138,7 @@ def read_description(path: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is truncated or damaged: it is no JSON ({error}); get it again") from error
     description = config.get(FORMAT) if isinstance(config, dict) else None
     if not isinstance(description, dict):

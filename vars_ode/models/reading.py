@@ -64,6 +64,9 @@ def _read_vit(model: VisionTransformer) -> dict[str, Any]:
     arguments, usual = vit_arguments(model), vit_arguments(default)
     layers = {key: layer for key, layer in model.named_modules() if key.startswith("blocks.") and key.endswith(".attn")}
     attention, others = _read_attentions(layers, default)
+    options = {key: value for key, value in arguments.items() if not _same(value, usual.get(key))}
+    if "global_pool" in options:
+        options["fc_norm"] = arguments["fc_norm"]  # whose default follows the pooling
     size = getattr(model.patch_embed, "img_size", None)
     return {
         "model": name,
@@ -72,7 +75,7 @@ def _read_vit(model: VisionTransformer) -> dict[str, Any]:
         "img_size": size[0] if size and size[0] == size[1] else size,
         "in_chans": model.patch_embed.proj.in_channels,
         "num_classes": model.num_classes,
-        "model_options": {key: value for key, value in arguments.items() if not _same(value, usual.get(key))},
+        "model_options": options,
         "others": others,
     }
 

@@ -127,7 +127,8 @@ def load_checkpoint(
         found.found.append(f"weights taken from the entry {source.entry!r}")
     if model is not None:
         found.found += adapt_grids(source.state, model)
-        check_fit(model, source.state, source.where, _LEAVE_OUT)
+        advice = "give the model that it belongs to" if source.layout == "timm" else _LEAVE_OUT
+        check_fit(model, source.state, source.where, advice)
         model.load_state_dict(source.state)
         return model, _report(source, found, None)
     if _is_described(source.description):

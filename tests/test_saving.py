@@ -127,6 +127,27 @@ def test_the_description_is_plain_and_complete(kind: str) -> None:
     assert spec.layers["*"].keys() == set(vars_ode.layer.SETTINGS)  # also defaults, which may change
 
 
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        ("vit_base_patch16_clip_224", "softmax"),  # norm before the blocks
+        ("vit_base_patch16_siglip_224", "softmax"),  # pooled by attention
+        ("vit_giant_patch14_reg4_dinov2", "softmax"),  # layer scale, registers, a gated MLP
+        ("vit_base_r50_s16_224", "softmax"),  # a convolutional stem
+        ("vit_base_mci_224", "softmax"),  # one of several layers
+        ("deit_tiny_distilled_patch16_224", "softmax"),  # two heads
+        ("vit_base_patch16_xp_224", None),  # blocks that compute attention themselves
+        ("vit_dlittle_patch16_reg1_gap_256", None),  # an attention of timm's without a name here
+    ],
+)
+def test_models_of_timm_as_they_are(name: str, attention: str | None) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, depth=2, num_classes=3)
+    spec = ModelSpec.of(model)
+    assert (spec.model, spec.attention, spec.num_classes) == (name, attention, 3)
+    assert spec.model_options == {"depth": 2}  # and no more than what differs
+
+
 OBJECTS = {
     "euler": {"solver": solvers.Euler(num_steps=2)},
     "adaptive": {"solver": solvers.Dopri5(rtol=1e-2, atol=1e-3, max_steps=77)},
@@ -237,6 +258,22 @@ def test_changes_that_have_a_name_are_read_off(tmp_path: Path) -> None:
     assert_same(load_pretrained(tmp_path), model)
     model = rvt()
     model.reset_classifier(0)
+    save_pretrained(model, tmp_path)
+    assert_same(load_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dynamic_img_size": True, "in_chans": 2, "num_classes": 0},
+        {"global_pool": "map", "patch_drop_rate": 0.25, "pos_drop_rate": 0.1},
+        {"final_norm": False, "pos_embed": "none", "weight_init": "jax", "proj_bias": False},
+        {"global_pool": "max", "fc_norm": False, "scale_mlp_norm": True, "dynamic_img_pad": True, "img_size": (28, 20)},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_arguments_are_read_off(options: dict[str, Any], tmp_path: Path) -> None:
+    model = timm.create_model("vit_nano_patch4_28", attn_layer="vars-d", **NANO, **options)
     save_pretrained(model, tmp_path)
     assert_same(load_pretrained(tmp_path), model)
 

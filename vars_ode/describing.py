@@ -126,7 +126,7 @@ def timm_config(model: nn.Module, description: Mapping[str, Any]) -> dict[str, A
     model, spec = unwrapped(model), ModelSpec.from_dict(description["spec"])
     data = _data_config(model) or {"first_conv": "patch_embed.proj", "classifier": "head"}
     size = spec.img_size if isinstance(spec.img_size, tuple) else (spec.img_size or 224,) * 2
-    ours = {"input_size": (spec.in_chans, *size), "num_classes": spec.num_classes, "custom_load": False}
+    ours = {"input_size": (spec.in_chans or 3, *size), "num_classes": spec.num_classes, "custom_load": False}
     dropped = ("architecture", "label_offset", "test_input_size")
     return {
         "architecture": _BY_CLASS.get(spec.model, spec.model),

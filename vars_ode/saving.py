@@ -72,7 +72,9 @@ def save_pretrained(
     path = Path(directory)
     text = card if isinstance(card, str) else _skeleton(model, ModelSpec.from_dict(description["spec"]), card or {})
     written = path / folder.CARD
-    keep = card is None and written.is_file() and _GENERATED not in written.read_text(encoding="utf-8")
+    keep = (
+        card is None and written.is_file() and _GENERATED not in written.read_text(encoding="utf-8", errors="replace")
+    )
     folder.write(path, unwrapped(model).state_dict(), config, None if keep else text)
 
 

@@ -78,7 +78,11 @@ def _finish(folder: Path) -> None:
     pending, weights = folder / PENDING, folder / WEIGHTS
     if not pending.is_file():
         return
-    if weights.is_file() and read_description(pending).get("sha256") == _digest(weights.read_bytes()):
+    try:
+        complete = read_description(pending).get("sha256") == _digest(_read_weights(weights))
+    except CheckpointError:
+        complete = False
+    if complete:
         os.replace(pending, folder / CONFIG)
     else:
         pending.unlink()

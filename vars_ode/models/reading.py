@@ -73,11 +73,17 @@ def _read_vit(model: VisionTransformer) -> dict[str, Any]:
         "attention": attention[0] if attention else None,
         "attention_options": attention[1] if attention else {},
         "img_size": size[0] if size and size[0] == size[1] else size,
-        "in_chans": model.patch_embed.proj.in_channels,
+        "in_chans": _in_chans(model),
         "num_classes": model.num_classes,
         "model_options": options,
         "others": others,
     }
+
+
+def _in_chans(model: VisionTransformer) -> int | None:
+    """Channels of the image; a stem of several layers keeps them where only the model tells."""
+    told = getattr(model, "in_chans", None)
+    return told if told is not None else getattr(getattr(model.patch_embed, "proj", None), "in_channels", None)
 
 
 def _read_attentions(

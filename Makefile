@@ -15,11 +15,11 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --editable ".[dev]"
 	touch $@
 
-demo: $(VENV)/.ready  ## train and stress-test twin transformers, write runs/demo/report.html (options: make demo ARGS="--quick")
+demo: $(VENV)/.ready  ## train and stress-test transformers that differ in their attention, write runs/demo/report.html (options: make demo ARGS="--quick")
 	$(BIN)/vars-ode demo $(ARGS)
 
-test: $(VENV)/.ready  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.ready  ## run the tests on all cores, one thread each (one process: make test ARGS="-n 0")
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(VENV)/.ready  ## check style and types
 	$(BIN)/ruff check .

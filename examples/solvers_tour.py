@@ -1,4 +1,4 @@
-"""Every solver on one layer: how close to the equilibrium it gets, at what cost, and what gradient it gives.
+"""Every solver on one layer: its error to the equilibrium, its cost, and the error of its gradient.
 
     python examples/solvers_tour.py
 
@@ -6,11 +6,10 @@ Columns: relative error of the output to the equilibrium's; field evaluations pe
 pass; relative error of the gradient (of the mean squared output, in the weights, through the steps) to the
 equilibrium's; peak memory of forward and backward pass together.
 
-Fixed-step and adaptive solvers stop at t1 = 20 and are judged by where the others end: their error is mostly the rest
-of the way, not inaccuracy.
+Fixed-step and adaptive solvers stop at t1 = 20, so their error is mostly the distance of that state from the
+equilibrium, not inaccuracy.
 """
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +17,13 @@ from torch import Tensor
 
 import solvers
 from vars_ode import VARSAttention
-from vars_ode.bench.memory import PeakMemory
-from vars_ode.bench.table import table
+from vars_ode.bench import table
+from vars_ode.measuring import peak_bytes, timed
 
 
 @dataclass(frozen=True)
-class Stop:
-    """One line of the tour."""
+class Row:
+    """One solver."""
 
     solver: str
     error_to_equilibrium: float
@@ -44,20 +43,18 @@ def relative(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm())
 
 
-def visit(layer: VARSAttention, tokens: Tensor, name: str, reference: tuple[Tensor, Tensor]) -> Stop:
-    """Put one solver into the layer. The weights stay the same."""
+def measure(layer: VARSAttention, tokens: Tensor, name: str, reference: tuple[Tensor, Tensor]) -> Row:
+    """Solve the layer by one solver. The weights stay the same."""
     layer.solver = solvers.Scipy(method="RK45") if name == "scipy" else name
     with torch.no_grad():
-        started = time.perf_counter()
-        output = layer(tokens)
-        milliseconds = 1e3 * (time.perf_counter() - started)
+        output, milliseconds = timed(lambda: layer(tokens), tokens.device)
         evaluations = layer.solve(tokens).stats["num_field_evals"].double().mean().item()
     gradient_error = kib = None
     if name != "scipy":  # it integrates outside of torch, where no gradient flows
-        with PeakMemory() as memory:
-            _, gradient = output_and_gradient(layer, tokens)
-        gradient_error, kib = relative(gradient, reference[1]), memory.peak / 1024
-    return Stop(name, relative(output, reference[0]), evaluations, milliseconds, gradient_error, kib)
+        _, gradient = output_and_gradient(layer, tokens)
+        gradient_error = relative(gradient, reference[1])
+        kib = peak_bytes(lambda: output_and_gradient(layer, tokens), tokens.device) / 1024
+    return Row(name, relative(output, reference[0]), evaluations, milliseconds, gradient_error, kib)
 
 
 def main() -> None:
@@ -69,7 +66,7 @@ def main() -> None:
     layer.adjoint = "implicit"
     reference = output_and_gradient(layer, tokens)
     layer.adjoint = "direct"
-    print(table([visit(layer, tokens, name, reference) for name in solvers.available()]))
+    print(table([measure(layer, tokens, name, reference) for name in solvers.available()]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""ODE and fixed-point solvers for batched fields in PyTorch. Knows nothing of what it integrates.
+"""ODE and fixed-point solvers for batched fields in PyTorch. Independent of what is integrated.
 
     solution = solvers.solve(field, y0, t1=5.0, solver="rk4", args=args)
 

@@ -53,7 +53,7 @@ def solve(
         t0: the start.
         adjoint: how gradients get back: a name out of `solvers.adjoints.available()` or an object.
         save_at: None saves the end only, a 1-d tensor or sequence of times in the direction of integration these (a
-            sequence also under torch.compile, where values of tensors are out of reach), "steps" every step from y0 on.
+            sequence also under torch.compile, where the values of tensors are unknown), "steps" every step from y0 on.
         until: stop each sample at its steady state.
         on_failure: for samples that fail (`Solution.success` is False), "last" returns the last state and warns once,
             "raise" raises a SolverError, "nan" fills them with NaN. The status tells in all cases.
@@ -155,7 +155,7 @@ def _in_dtype(solution: Solution, dtype: torch.dtype) -> Solution:
 
 
 def _handle_failure(solution: Solution, on_failure: OnFailure) -> Solution:
-    if on_failure == "nan":  # no question asked, so it traces
+    if on_failure == "nan":  # no branch on values, so it traces
         bad = ~solution.success.view(-1, *[1] * (solution.y1.ndim - 1))
         ys, y1 = (torch.where(bad, float("nan"), states) for states in (solution.ys, solution.y1))
         return replace(solution, ys=ys, y1=y1)

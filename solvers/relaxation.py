@@ -17,8 +17,8 @@ class RelaxationSolver(SteppingSolver):
     numbers. `until`, where given, replaces this solver's own tolerances.
 
     With rtol = atol = 0 there is no tolerance to reach: exactly `max_steps` iterations are made, and the status
-    MAX_STEPS_REACHED is what was asked for, not a failure. No sample stops early then, so that such a solve asks no
-    question of its data and traces under torch.compile.
+    MAX_STEPS_REACHED is what was asked for, not a failure. No sample stops early then, so that such a solve does not
+    branch on its data and traces under torch.compile.
 
     Args:
         max_steps: limit of iterations; a sample that reaches it has the status MAX_STEPS_REACHED.

@@ -32,12 +32,14 @@ class SavePlan:
             keys = [direction * t for t in grid]
             tolerance = _SAME_TIME * max(1.0, abs(grid[0]), abs(grid[-1]))
             n = 0
-            for position, time in enumerate(save_at):  # both in the direction of integration: one walk along the two
+            for position, time in enumerate(
+                save_at
+            ):  # both are sorted in the direction of integration, so one pass is enough
                 while n < len(grid) and keys[n] < direction * time - tolerance:
                     n += 1
                 if n < len(grid) and abs(grid[n] - time) <= tolerance:
                     at_step.setdefault(n, []).append(position)
-                elif n < len(grid):  # beyond an open-ended grid nothing moves any more: `assemble` fills in
+                elif n < len(grid):  # later than the grid: `assemble` takes the last state
                     fraction = (time - grid[n - 1]) / (grid[n] - grid[n - 1])
                     inside.setdefault(n - 1, []).append((position, fraction))
         return cls(save_at, at_step, inside)
@@ -46,7 +48,7 @@ class SavePlan:
         return interpolation == "hermite" and step in self.inside
 
     def extra_evals(self, num_steps: int, interpolation: str) -> int:
-        """Evaluations for interpolation that no later step has a use for: at the end of the last step."""
+        """Evaluations for interpolation that no later step reuses: the one at the end of the last step."""
         return int(self.needs_end_rate(num_steps - 1, interpolation))
 
     def record(

@@ -101,7 +101,7 @@ class Solution:
         try:
             outcomes = " + ".join(f"{count} x {status.name}" for status, count in self._outcomes())
             steps = self.stats["num_steps"].tolist() if "num_steps" in self.stats else []
-        except RuntimeError:  # fake, meta and vmapped tensors hold no numbers to look at
+        except RuntimeError:  # fake, meta and vmapped tensors have no values
             return ["traced"]
         low, high = (min(steps), max(steps)) if steps else (0, 0)
         return [f"status={outcomes or 'none'}", f"num_steps={low if low == high else f'{low}..{high}'}"]

@@ -244,7 +244,7 @@ class SteppingLoop(Loop):
 
 
 def _check_step(solver: SteppingSolver, stepped: Any, y: Tensor, memory: Memory) -> None:
-    """Whether the loop can carry on with what a step returned. Asked of the first step only, since one tells."""
+    """Refuse a step whose result the loop cannot carry to the next one. Called for the first step only."""
     name = type(solver).__name__
     if not isinstance(stepped, tuple) or len(stepped) != 2:
         raise ValueError(f"{name}.step must return the pair (next y, next memory), got {_layout(stepped)}")

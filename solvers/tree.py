@@ -20,8 +20,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 def replace_tensors(tree: Any, replacements: list[Tensor]) -> Any:
     """The same nesting with its tensors, in the order of `tensors`, exchanged for `replacements`."""
-    supply = iter(replacements)
-    return map_tensors(lambda _: next(supply), tree)
+    remaining = iter(replacements)
+    return map_tensors(lambda _: next(remaining), tree)
 
 
 def cast_floating(tree: Any, dtype: torch.dtype) -> Any:

@@ -22,8 +22,8 @@ class DictionaryCase:
         name: as registered.
         choice: an object for tokens on `GRID`.
         tied: queries serve as keys.
-        fixed_size: the number of templates does not depend on the input, so that a recurrence can be learned.
-        positional: tokens have places, so that no permutation and no deletion leaves the result as it is.
+        fixed_size: the number of templates does not depend on the input, so that there are learned forms.
+        positional: templates depend on positions, so that permuting or deleting tokens changes the result.
         plus: width of the Gram for a layer with `num_features` m, as a multiple of m; None for one per token.
     """
 

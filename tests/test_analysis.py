@@ -55,7 +55,7 @@ def test_order_knows_an_exact_reference() -> None:
     assert found.errors[0] == pytest.approx(abs(0.9**10 - exact.item()) / exact.item(), rel=1e-9)
 
 
-def test_order_leaves_out_rounding_and_explosions() -> None:
+def test_order_excludes_rounding_and_divergence() -> None:
     y0, steps = torch.full((1, 1), 9.0), (2, 100, 200)
     exact = y0.double() / (1 + 2 * y0.double() ** 2).sqrt()
     cubic = analysis.order_of_convergence(lambda t, y, args: -(y**3), y0, 1.0, steps=steps, reference=exact)
@@ -144,7 +144,7 @@ def test_trace_is_what_the_layer_says(dynamics: str, learned: Any) -> None:
     assert found.notes == ()
 
 
-def test_trace_falls_to_rest() -> None:
+def test_energy_and_distance_fall_to_the_equilibrium() -> None:
     found = analysis.trace(lasso(), t1=200.0)
     assert found.energy is not None
     assert found.distance is not None
@@ -162,7 +162,7 @@ def test_a_longer_horizon_keeps_the_step_of_the_layers_solver() -> None:
     found = analysis.trace(layer(t1=5.0, solver=solvers.Euler(num_steps=5)), tokens(), t1=40.0, spectral_points=2)
     assert found.times.tolist() == list(range(41))
     stretched = analysis.trace(lasso(), solver=solvers.Euler(num_steps=300), t1=300_000.0, spectral_points=2)
-    assert any(note.startswith("not finite: ") for note in stretched.notes)  # as asked for, and told
+    assert any(note.startswith("not finite: ") for note in stretched.notes)  # as requested, with a note
 
 
 def test_fields_without_energy_say_why() -> None:
@@ -227,7 +227,7 @@ def test_equilibrium_meets_the_optimality_conditions(kind: str, dynamics: Any) -
     assert (kkt_residual(found.code, problem.args) < 1e-10).all()
 
 
-def test_equilibrium_of_the_linear_flow_keeps_what_the_gram_does_not_see() -> None:
+def test_equilibrium_of_the_linear_flow_keeps_the_null_space_of_the_gram() -> None:
     _, _, args = lasso_problem("duplicate", sparsity=0.0)
     problem = InitialValueProblem(ProximalFlow(), torch.randn_like(args.drive), args)
     flow = problem.solve("rk4", 4000.0).y1
@@ -426,28 +426,28 @@ PROBLEM = lasso()
         (lambda: analysis.order_of_convergence(SMOOTH.field, SMOOTH.y0, 1.0, -1.0, "rk5"), "unknown solver"),
         (lambda: analysis.work_precision(PROBLEM, solvers="euler"), "sequence of names"),
         (lambda: analysis.work_precision(PROBLEM, solvers=("nesterov",)), 'reference="equilibrium"'),
-        (lambda: analysis.work_precision(PROBLEM, reference="truth"), "reference must be"),
+        (lambda: analysis.work_precision(PROBLEM, reference="truth"), "unknown reference"),
         (lambda: analysis.work_precision(PROBLEM, tokens()), "leave x out"),
         (lambda: analysis.work_precision(layer()), "give x"),
         (lambda: analysis.trace(nn.Linear(3, 3), tokens()), "expected a VARS layer"),
         (lambda: analysis.trace(nn.Sequential(layer()), tokens()), "layer_inputs"),
         (lambda: analysis.basin(PROBLEM, num_starts=1), "at least 2"),
-        (lambda: analysis.basin(PROBLEM, solver="rk4"), "does not stop at rest"),
+        (lambda: analysis.basin(PROBLEM, solver="rk4"), "does not stop at the equilibrium"),
         (lambda: analysis.single_step_gap(nn.Linear(DIM, 3), tokens()), "no VARS layer"),
         (lambda: analysis.single_step_gap(VARSConvAttention(DIM, GRID), tokens()), "single-step limit"),
         (lambda: analysis.attention_maps(layer(), tokens(), ()), "at least one"),
         (lambda: analysis.attention_maps(layer(), tokens(), (-1.0,)), "at least 0"),
-        (lambda: analysis.attention_maps(layer(), tokens(), grid=(5, 5)), "25 places"),
-        (lambda: analysis.attention_maps(layer(), tokens(), grid=GRID, solver="nesterov"), "whatever the time"),
+        (lambda: analysis.attention_maps(layer(), tokens(), grid=(5, 5)), "25 positions"),
+        (lambda: analysis.attention_maps(layer(), tokens(), grid=GRID, solver="nesterov"), "whatever the horizon"),
         (lambda: analysis.attention_maps(layer(), tokens(), grid=GRID, foreground=torch.ones(2, 12)), "boolean"),
     ],
 )
-def test_wrong_input_is_told(call: Callable[[], object], message: str) -> None:
+def test_wrong_input_is_an_error(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_rates_that_momentum_does_not_bear_still_come_to_rest() -> None:
+def test_rates_under_which_momentum_diverges_still_converge() -> None:
     problem = lasso(kind="orthonormal", sparsity=0.1)
     long = InitialValueProblem(problem.field, problem.y0, problem.args._replace(rate=1.8 * problem.args.rate))
     assert not analysis.basin(long, num_starts=2, solver=solvers.Nesterov(max_steps=500)).converged.all()

@@ -138,7 +138,7 @@ class TestSingleStepLimit:
         assert not any("learned" in name for name, _ in layer.single_step_limit().named_parameters())
         assert any("learned" in name for name, _ in layer.named_parameters())
 
-    def test_more_than_one_step_has_no_room_for_masks_between_queries(self):
+    def test_more_than_one_step_refuses_masks_between_queries(self):
         x = tokens()
         for options in (
             {**LIMIT, "t1": 2.0},
@@ -148,7 +148,7 @@ class TestSingleStepLimit:
             {**LIMIT, "solver": solvers.Euler(num_steps=2)},
             {**LIMIT, "solver": solvers.Euler(dt=0.5)},
         ):
-            with pytest.raises(ValueError, match=r"leaves no symmetric Gram.*single_step_limit\(\)"):
+            with pytest.raises(ValueError, match=r"has no symmetric Gram.*single_step_limit\(\)"):
                 SOFTMAX.layer(**options)(x, is_causal=True)
 
     def test_every_single_step_takes_masks_between_queries(self):
@@ -225,10 +225,10 @@ class TestSolve:
         x = 8 * tokens(1, count=6, dtype=torch.float64)
         saved = {key: value.clone() for key, value in layer.state_dict().items()}
         layer.solver = ACCURATE
-        rest, distances = layer(x), []
+        equilibrium, distances = layer(x), []
         for t1 in (1.0, 5.0, 25.0, 75.0):
             layer.t1, layer.solver = t1, "euler"
-            distances.append((layer(x) - rest).norm().item())
+            distances.append((layer(x) - equilibrium).norm().item())
         assert distances == sorted(distances, reverse=True)
         assert distances[-1] < 0.5 * distances[0]
         for key, value in layer.state_dict().items():
@@ -267,11 +267,11 @@ class TestSolve:
 
     def test_horizons_without_end(self):
         x = tokens()
-        rest = DYNAMIC.layer(t1=math.inf, solver="nesterov", rate="power")(x)
-        torch.testing.assert_close(DYNAMIC.layer(t1=2.0, solver="nesterov", rate="power")(x), rest)
+        equilibrium = DYNAMIC.layer(t1=math.inf, solver="nesterov", rate="power")(x)
+        torch.testing.assert_close(DYNAMIC.layer(t1=2.0, solver="nesterov", rate="power")(x), equilibrium)
         watched = DYNAMIC.layer(t1=math.inf, until=solvers.SteadyState(rtol=1e-4), rate="power")
         assert (watched.solve(x).status == solvers.Status.STEADY_STATE).all()
-        assert (watched(x) - rest).abs().max() < 0.05 * rest.abs().max()
+        assert (watched(x) - equilibrium).abs().max() < 0.05 * equilibrium.abs().max()
         with pytest.raises(ValueError, match=r"t1=inf asks for the equilibrium.*'nesterov', or until="):
             DYNAMIC.layer(t1=math.inf)
         with pytest.raises(ValueError, match="t1=inf"):
@@ -383,7 +383,7 @@ class TestInputs:
             layer, x = case.layer(dtype=torch.float64, **options), tokens(dtype=torch.float64)
             torch.testing.assert_close(layer(x[:, order]), layer(x)[:, order], rtol=0, atol=1e-10)
 
-    def test_static_templates_know_places(self):
+    def test_static_templates_depend_on_the_position(self):
         layer, x, order = STATIC.layer(), tokens(), torch.arange(TOKENS).flip(0)
         assert not torch.allclose(layer(x[:, order]), layer(x)[:, order], atol=1e-3)
 
@@ -564,10 +564,10 @@ class TestCopies:
         configured = VARSAttention.configured(**options)(DIM, HEADS)
         configured.t1 = 4.0
         for layer in (case.layer(**options), configured):
-            for twin in self.roundtrips(layer):
-                assert repr(twin) == repr(layer)
-                assert torch.equal(twin(tokens()), layer(tokens()))
-                assert not {id(p) for p in layer.parameters()} & {id(p) for p in twin.parameters()}
+            for copied in self.roundtrips(layer):
+                assert repr(copied) == repr(layer)
+                assert torch.equal(copied(tokens()), layer(tokens()))
+                assert not {id(p) for p in layer.parameters()} & {id(p) for p in copied.parameters()}
 
     def test_a_deep_copy_is_of_the_same_class(self):
         layer = VARSAttention.configured(t1=2.0)(DIM)
@@ -597,9 +597,9 @@ class TestConfigured:
         cls = VARSAttention.configured(sparsity=0.2, t1=3.0).configured(t1=4.0, solver="rk4")
         layer = cls(DIM)
         assert (layer.sparsity, layer.t1, layer.solver) == (0.2, 4.0, solvers.RK4())
-        twin = pickle.loads(pickle.dumps(layer))
-        assert repr(twin) == repr(layer)
-        assert (type(twin)(DIM).sparsity, type(twin)(DIM).t1) == (0.2, 4.0)
+        copied = pickle.loads(pickle.dumps(layer))
+        assert repr(copied) == repr(layer)
+        assert (type(copied)(DIM).sparsity, type(copied)(DIM).t1) == (0.2, 4.0)
 
     @pytest.mark.parametrize("name", ["sparsityy", "dim", "self", "depth"])
     def test_unknown_options(self, name):

@@ -40,7 +40,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study") / "out"
+    folder = tmp_path_factory.mktemp("convergence") / "out"
     result = run("vars-d", "--images", 1, "--solvers", "euler,nesterov", "--out", folder, "--layer", "blocks.1.attn")
     assert result.exit_code == 0, result.output
     return folder
@@ -54,7 +54,7 @@ def test_everything_is_written(finished: Path) -> None:
     assert "http" not in page.replace("http-equiv", "")
     assert "blocks.1.attn" in page
     assert "vars-d" in page
-    assert "Nothing was left out" in page
+    assert "Everything was measured" in page
 
 
 def test_numbers_are_sound(finished: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_second_run_replaces_the_first(finished: Path) -> None:
     assert "trace.csv" in files
 
 
-def test_a_field_without_energy_is_told(tmp_path: Path) -> None:
+def test_page_says_why_there_is_no_energy(tmp_path: Path) -> None:
     subject = find_subject("vars-d-factor", None, None, None, 1, 0)
     for layer, _ in analysis.layer_inputs(subject.model, subject.inputs).values():
         with torch.no_grad():
@@ -89,7 +89,7 @@ def test_a_field_without_energy_is_told(tmp_path: Path) -> None:
         encoding="utf-8"
     )
     assert "No energy" in page
-    assert "none of the solvers is one of fixed step" in page
+    assert "none of the solvers has fixed steps" in page
     assert (tmp_path / "out" / "trace.png").is_file()
     assert not (tmp_path / "out" / "convergence.png").exists()
 

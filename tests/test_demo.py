@@ -25,14 +25,14 @@ from vars_ode.models import available_attentions, vars_layers
 from vars_ode.report.study import write_report
 from vars_ode.study import run as study
 from vars_ode.study.measure import measure_solvers, with_label
-from vars_ode.study.plan import parse_solver
+from vars_ode.study.plan import Plan, parse_solver
 from vars_ode.study.run import COLUMNS, Job, run_study
 from vars_ode.training import Recipe
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished study of two twins."""
+    """A folder with a finished study of two attentions."""
     folder = tmp_path_factory.mktemp("study") / "out"
     assert run_study(folder, TINY, ("softmax", "vars-sd-dictionary"), seeds=1, workers=2) == []
     assert write_report(folder) == folder / "report.html"
@@ -54,6 +54,10 @@ def test_results_are_complete(finished: Path) -> None:
     assert {"torch", "timm", "python", "vars-ode"} <= content["versions"].keys()
 
 
+def test_a_plan_comes_back_from_its_stored_settings(finished: Path) -> None:
+    assert Plan.from_dict(json.loads((finished / "settings.json").read_text())["settings"]) == TINY
+
+
 def test_stored_weights_give_the_stored_accuracy(finished: Path) -> None:
     model = TINY.build("vars-sd-dictionary", seed=5)
     model.load_state_dict(load_file(finished / "runs" / "vars-sd-dictionary-seed0" / "model.safetensors"))
@@ -67,7 +71,7 @@ def test_stored_weights_give_the_stored_accuracy(finished: Path) -> None:
     assert [float(r["accuracy"]) for r in stored] == [measured]
 
 
-def test_traces_fall_to_rest(finished: Path) -> None:
+def test_energy_and_residual_fall_along_the_trace(finished: Path) -> None:
     trace = np.load(finished / "runs" / "vars-sd-dictionary-seed0" / "trace.npz")
     assert trace["maps_clean"].shape == (3, 4, 7, 7)
     assert (np.diff(trace["energy"], axis=1) <= 1e-6).all()
@@ -80,7 +84,7 @@ def test_a_second_start_trains_nothing(finished: Path, monkeypatch: pytest.Monke
     run_study(finished, TINY, ("softmax",), seeds=1)
     assert {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*")} == before
     runs = json.loads((finished / "results.json").read_text())["runs"]
-    assert len(runs) == 2  # the other twin's run is still reported
+    assert len(runs) == 2  # the run of the other attention is still reported
 
 
 def test_other_settings_are_refused(finished: Path) -> None:
@@ -168,7 +172,7 @@ def test_help_works(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("attention", available_attentions())
-def test_twins_train_and_differ_in_attention_only(attention: str) -> None:
+def test_models_train_and_differ_in_attention_only(attention: str) -> None:
     model, softmax = TINY.build(attention, seed=0), TINY.build("softmax", seed=0)
     model(torch.rand(2, 1, 28, 28)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -188,7 +192,7 @@ def test_another_solver_leaves_the_trained_model_alone() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::solvers.SolverWarning")
-def test_a_solver_that_diverges_costs_its_own_row_only(finished: Path, tmp_path: Path) -> None:
+def test_a_solver_that_diverges_affects_its_own_row_only(finished: Path, tmp_path: Path) -> None:
     model = TINY.build("vars-d-factor", seed=0).eval()
     with torch.no_grad():
         for layer in vars_layers(model).values():

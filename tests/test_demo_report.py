@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vars_ode.report.statements import DASH, percent, short_answer, solver_statements, twin_statements, verdict
+from vars_ode.report.statements import DASH, percent, short_answer, solver_statements, variant_statements
 from vars_ode.report.study import write_report
-from vars_ode.study.records import Results, Spread, read_results
+from vars_ode.study.records import Results, read_results
+from vars_ode.study.statistics import Spread, verdict
 
 CORRUPTIONS = ("gaussian_noise", "motion_blur", "contrast")
 SOLVERS = {"single-step": 1, "euler-2": 2, "euler-5": 5, "euler-20": 20, "rk4-5": 20, "nesterov": 20}
@@ -70,9 +71,9 @@ def _rows(attention: str, seed: int, base: float, corruptions: tuple[str, ...]) 
     rows += [
         (attention, seed, solver, attack, 0, base - drop, cost, "") for attack, drop in (("fgsm", 0.3), ("pgd", 0.4))
     ]
-    for place, name in enumerate(corruptions):
+    for rank, name in enumerate(corruptions):
         for severity in (1, 2, 3):
-            rows.append((attention, seed, solver, name, severity, base - 0.05 * severity - 0.04 * place, cost, ""))
+            rows.append((attention, seed, solver, name, severity, base - 0.05 * severity - 0.04 * rank, cost, ""))
     if attention != "softmax":
         for name, evaluations in SOLVERS.items():
             change = -0.2 if name == "single-step" else 0.01 * np.log2(evaluations / 5)
@@ -246,8 +247,8 @@ def test_solver_table_marks_the_training_solver(full: tuple[Path, Page]) -> None
 # --- sentences -------------------------------------------------------------------------------------------------------
 
 
-def results_of(folder: Path, softmax: float, twin: float, **options: Any) -> Results:
-    return read_results(write_results(folder, {"softmax": softmax, "vars-sd": twin}, traces=False, **options))
+def results_of(folder: Path, softmax: float, variant: float, **options: Any) -> Results:
+    return read_results(write_results(folder, {"softmax": softmax, "vars-sd": variant}, traces=False, **options))
 
 
 def test_statements_flip_with_the_numbers(tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_statements_flip_with_the_numbers(tmp_path: Path) -> None:
     assert "behind softmax by more than the spread over seeds: vars-sd (-4.0 points)." in short_answer(behind)
     assert "within the spread over seeds: vars-sd" in short_answer(within)
     assert "no spread can be given: vars-sd" in short_answer(single)
-    clean = [twin_statements(results, "vars-sd")[1][0] for results in (ahead, behind, within, single)]
+    clean = [variant_statements(results, "vars-sd")[1][0] for results in (ahead, behind, within, single)]
     assert clean[0] == (
         "Clean images: vars-sd is 4.0 points ahead of softmax (80.0 ± 0.4 % against 76.0 ± 0.4 %, 3 seeds each), "
         "more than the spread over seeds."
@@ -322,7 +323,7 @@ def test_only_softmax(tmp_path: Path) -> None:
     assert (tmp_path / "plots" / "attention_maps_softmax.png").is_file()
 
 
-def test_only_one_twin_one_seed_and_no_traces(tmp_path: Path) -> None:
+def test_only_one_variant_one_seed_and_no_traces(tmp_path: Path) -> None:
     text = report(write_results(tmp_path, {"vars-d": 0.75}, seeds=1, traces=False)).text
     assert "There is no softmax run" in text
     assert "One seed only for vars-d" in text
@@ -331,7 +332,7 @@ def test_only_one_twin_one_seed_and_no_traces(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_interrupted_run_is_left_out_of_the_mean_and_named(tmp_path: Path) -> None:
+def test_interrupted_run_is_not_in_the_mean_and_named(tmp_path: Path) -> None:
     write_results(tmp_path, {"softmax": 0.76, "vars-d": 0.75}, traces=False)
     lines = (tmp_path / "results.csv").read_text().splitlines()
     cut = [line for line in lines if not line.startswith(("vars-d,2,euler-5,contrast,3", "vars-d,2,euler-5,pgd"))]
@@ -339,18 +340,18 @@ def test_interrupted_run_is_left_out_of_the_mean_and_named(tmp_path: Path) -> No
     page = report(tmp_path)
     # seeds 0 and 1 of vars-d: 74.6 and 75.0 clean, so 60.6 and 61.0 in the mean of corruptions
     assert page.row(0, "vars-d")[3:7] == ["75.0 ± 0.4", "60.8 ± 0.3 (n = 2)", "45.0 ± 0.4", "34.8 ± 0.3 (n = 2)"]
-    assert "vars-d, seed 2: mean of corruptions incomplete, so left out there" in page.text
+    assert "vars-d, seed 2: mean of corruptions incomplete, so not in that mean" in page.text
     assert "1 line(s) of results.csv hold no usable accuracy" in page.text
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_diverged_solvers_are_named_and_left_out_of_the_means(tmp_path: Path) -> None:
+def test_diverged_solvers_are_named_and_not_in_the_means(tmp_path: Path) -> None:
     write_results(tmp_path, {"softmax": 0.76, "vars-d": 0.75}, seeds=2, traces=False)
     lines = (tmp_path / "results.csv").read_text().splitlines()
-    for place, line in enumerate(lines):
-        cells = line.split(",")
-        if cells[2] == "nesterov" or cells[:3] == ["vars-d", "1", "euler-20"]:
-            lines[place] = ",".join([*cells[:5], "", "", ""])
+    for number, line in enumerate(lines):
+        values = line.split(",")
+        if values[2] == "nesterov" or values[:3] == ["vars-d", "1", "euler-20"]:
+            lines[number] = ",".join([*values[:5], "", "", ""])
     (tmp_path / "results.csv").write_text("\n".join(lines))
     page = report(tmp_path)
     assert page.row(1, "vars-d", "nesterov")[2:] == ["diverged", "diverged", DASH, DASH]
@@ -381,6 +382,21 @@ def test_damaged_trace_and_diverged_training_are_named(tmp_path: Path) -> None:
     assert "a run without attention and seed" in text
     assert "The training loss of softmax, seed 0, did not stay finite." in text
     assert "vars-d: no trace" not in text
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_warnings_of_the_solvers_are_counted(tmp_path: Path) -> None:
+    write_results(tmp_path, {"softmax": 0.76, "vars-d": 0.75, "vars-sd": 0.75}, seeds=2, traces=False)
+    assert "No warning was recorded." in report(tmp_path).text
+    content = json.loads((tmp_path / "results.json").read_text())
+    for run in content["runs"]:
+        given = {("vars-d", 0): ["slow", "stiff"], ("vars-d", 1): ["slow"], ("vars-sd", 1): ["slow"]}
+        run["warnings"] = given.get((run["attention"], run["seed"]), [])
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    text = report(tmp_path).text
+    assert "vars-d in 2 of 2 runs and vars-sd in 1 of 2 runs: slow" in text
+    assert "vars-d in 1 of 2 runs: stiff" in text
+    assert "No warning was recorded." not in text
 
 
 def test_field_without_energy_says_so(full: tuple[Path, Page]) -> None:

@@ -259,7 +259,7 @@ def test_unit_columns_have_unit_norm_whatever_the_exponents():
     assert (templates >= 0).all()
 
 
-def test_read_out_of_masked_tokens_is_finite_even_when_their_features_tower_over_the_rest():
+def test_read_out_of_masked_tokens_is_finite_even_when_their_features_are_far_larger():
     layer = DICTIONARIES[0].layer(normalize_queries=False, attn_head_dim=64)
     with torch.no_grad():
         layer.qkv.weight.mul_(100)
@@ -512,5 +512,5 @@ def test_softmax_has_no_fixed_number_of_templates_to_learn_on(learned):
 
 @pytest.mark.parametrize("learned", [True, None, "lista", 0])
 def test_unknown_learned_form(learned):
-    with pytest.raises(ValueError, match="learned must be False, 'factor' or 'dictionary'"):
+    with pytest.raises(ValueError, match=r"unknown learned form .*; choose one of factor, dictionary"):
         DICTIONARIES[0].layer(learned=learned)

@@ -126,9 +126,9 @@ def test_both_dynamics_and_both_relaxations_find_the_same_reconstruction(kind):
 @pytest.mark.parametrize("field", FIELDS, ids=repr)
 def test_field_rests_exactly_where_the_optimality_conditions_hold(field):
     _, _, args = lasso_problem()
-    rest = solvers.solve(field, field.feedforward(args), solver=EXACT, args=args).y1
-    assert field(0.0, rest, args).abs().max() < 1e-12
-    moved = rest + 0.1 * torch.randn_like(rest)
+    equilibrium = solvers.solve(field, field.feedforward(args), solver=EXACT, args=args).y1
+    assert field(0.0, equilibrium, args).abs().max() < 1e-12
+    moved = equilibrium + 0.1 * torch.randn_like(equilibrium)
     assert field(0.0, moved, args).abs().max() > 1e-3
     assert (kkt_residual(field.code(moved, args), args) > 1e-3).all()
 

@@ -1,7 +1,7 @@
 """The example notebooks: each runs in a real kernel at a reduced size, and what is committed is clean.
 
 The first code cell of a notebook is tagged "parameters" and assigns upper-case sizes. A row in `REDUCED` says what
-they become here. A notebook whose parameters have a `STUDY`, the folder of a finished demo, gets a tiny one.
+they become here. A notebook with the parameter `STUDY`, the folder of a finished study, gets a tiny one.
 """
 
 import ast
@@ -107,9 +107,9 @@ def parameters(notebook: NotebookNode) -> dict[str, object]:
 
 def with_values(notebook: NotebookNode, values: dict[str, object]) -> NotebookNode:
     """The notebook with a cell after its parameters that assigns other values."""
-    place = notebook.cells.index(code_cells(notebook)[0]) + 1
+    after_parameters = notebook.cells.index(code_cells(notebook)[0]) + 1
     source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-    notebook.cells.insert(place, nbformat.v4.new_code_cell(source))
+    notebook.cells.insert(after_parameters, nbformat.v4.new_code_cell(source))
     return notebook
 
 
@@ -134,7 +134,7 @@ def shows_something(source: str) -> bool:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished demo of two twins, tiny in every respect."""
+    """The folder of a finished study of two attentions, tiny in every respect."""
     settings = replace(TINY, severities=(1, 2), corruptions=("small_gaussian_noise", "small_contrast"))
     folder = tmp_path_factory.mktemp("study") / "demo"
     failures = run_study(folder, settings, ("softmax", "vars-sd-dictionary"), seeds=1, workers=1)

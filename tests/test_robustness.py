@@ -107,8 +107,8 @@ def test_seed_decides_and_global_state_does_not(name: str, clean: tuple[Tensor, 
 
 @every_corruption
 def test_images_of_a_batch_get_their_own_noise(name: str, clean: tuple[Tensor, Tensor]) -> None:
-    twins = corrupt(clean[0][:1].expand(2, -1, -1, -1), name, 3)
-    assert torch.equal(twins[0], twins[1]) == (name in DETERMINISTIC)
+    pair = corrupt(clean[0][:1].expand(2, -1, -1, -1), name, 3)
+    assert torch.equal(pair[0], pair[1]) == (name in DETERMINISTIC)
 
 
 @every_corruption

@@ -118,8 +118,8 @@ def test_static_templates_on_grids_that_are_not_square():
 
 def test_models_are_pickled_and_reloaded():
     model = vit(VARSAttention.configured(dictionary=Softmax(), solver="rk4", t1=2.0), depth=1)
-    twin = pickle.loads(pickle.dumps(model))
-    assert torch.equal(twin(images()), model(images()))
+    copied = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copied(images()), model(images()))
 
 
 def test_solver_of_a_trained_model_is_swapped_in_place():

@@ -1,4 +1,4 @@
-"""VARS attention: the equilibrium, or a finite solve, of sparse reconstruction in place of softmax(QK^T) V."""
+"""VARS attention: sparse reconstruction, solved to its equilibrium or over a finite horizon, as self-attention."""
 
 from typing import Any, Literal
 
@@ -58,12 +58,12 @@ class VARSAttention(ReconstructionLayer):
         threshold: "soft" or "gelu".
         dynamics: "proximal" (state: the code) or "lca" (state: the membrane potential).
         rate: eta, a number, or the bound on 1/|G|_2 to compute: "gershgorin" (the authors') or the tighter "power".
-        initial: "feedforward" starts from S(b; lam), the single step; "zero" from rest.
+        initial: "feedforward" starts from the code S(b; lam); "zero" from the state 0.
         learned: False; "factor" for LISTA's K G K with learned threshold and rate; "dictionary" for Phi K.
         t1: horizon. With relaxation solvers, and with `until`, it may be inf.
         solver: name or object; a bare fixed-step name takes steps of dt = 1, which is ISTA for "euler".
-        adjoint: name or object: how gradients get back through the solve.
-        until: `SteadyState(rtol, atol)` to stop each image when it has come to rest.
+        adjoint: name or object: how gradients are computed through the solve.
+        until: `SteadyState(rtol, atol)` to stop each image at its equilibrium.
 
     Raises:
         ValueError: an argument that states no layer; the message says what was expected.
@@ -170,7 +170,7 @@ class VARSAttention(ReconstructionLayer):
                 that are the same for every query, (..., 1, tokens), work with every dictionary and solver. Masks
                 that differ between queries need dictionary="softmax" in the single-step limit.
             is_causal: query i sees keys up to i, under the same condition.
-            grid: (height, width) of the last tokens, for dictionaries that know places; found out where not told.
+            grid: (height, width) of the last tokens, for dictionaries with learned templates; None infers it.
 
         Returns:
             (batch, tokens, dim_out).
@@ -193,7 +193,7 @@ class VARSAttention(ReconstructionLayer):
         """
         limit = shared_copy(self)
         if self.learned.name == "factor":
-            limit.learned = NotLearned()  # from state zero K plays no part; its scalars would
+            limit.learned = NotLearned()  # from state zero K has no effect, but its scalars would
         limit.field = type(self.field)("soft")
         limit.configure(
             solver=solvers.Euler(dt=1.0), t1=1.0, sparsity=0.0, rate=1.0, initial="zero", adjoint="direct", until=None
@@ -201,7 +201,7 @@ class VARSAttention(ReconstructionLayer):
         return limit
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the problem is made of, each (batch, heads, tokens, head_dim); keys are the queries where tied."""
+        """Queries, keys and values, each (batch, heads, tokens, head_dim); tied keys are the queries themselves."""
         check_tokens(x, self.qkv.in_features)
         heads = (2 if self.dictionary.tied else 3, self.num_heads, self.head_dim)
         q, *k, v = self.qkv(x).unflatten(-1, heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -227,8 +227,8 @@ class VARSAttention(ReconstructionLayer):
         if pair_mask is not None:
             self._check_pair_mask()
         dropout = self.attn_drop.p if self.training else 0.0
-        place = {"grid": grid} if self.dictionary.takes_grid else {}
-        problem = self.dictionary(q, k, v, key_bias, pair_mask, dropout, **place)
+        context = {"grid": grid} if self.dictionary.takes_grid else {}
+        problem = self.dictionary(q, k, v, key_bias, pair_mask, dropout, **context)
         return self.learned(problem, self._step_bound, self.sparsity)
 
     def _check_pair_mask(self) -> None:
@@ -240,8 +240,8 @@ class VARSAttention(ReconstructionLayer):
             )
         if not self._is_single_step():
             raise ValueError(
-                "a mask that differs between queries (causal, or (tokens, tokens)) leaves no symmetric Gram: tokens "
-                "that must not see each other would still explain each other away. It works in the single-step limit "
+                "a mask that differs between queries (causal, or (tokens, tokens)) has no symmetric Gram: tokens that "
+                "must not see each other would still interact through it. It works in the single-step limit "
                 '(layer.single_step_limit(), or initial="zero" with one Euler step); otherwise mask keys, with a mask '
                 "of shape (batch, 1, 1, tokens)"
             )
@@ -255,7 +255,7 @@ class VARSAttention(ReconstructionLayer):
         solver = self.solver
         if self.initial != "zero" or not isinstance(solver, solvers.Euler):
             return False
-        return solver.num_steps == 1 if solver.num_steps else (solver.dt or 1.0) >= self.t1
+        return solver.num_steps == 1 if solver.num_steps else solver.step_length(self.field) >= self.t1
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, {self._settings_repr()}"

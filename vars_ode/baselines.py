@@ -1,4 +1,4 @@
-"""What VARS attention is compared with: Performer, and softmax attention with position-aware scaling.
+"""Baselines for VARS attention: Performer, and softmax attention with position-aware scaling.
 
 Plain softmax attention is timm's own `timm.layers.Attention`.
 """
@@ -26,7 +26,7 @@ def performer_attention(
         q, k, v: (batch, heads, tokens, d).
         projection: random directions, (heads, d, m).
         normalize: l2-normalise queries and keys first.
-        key_bias: additive, (batch or 1, heads or 1, 1, tokens); -inf takes a key out.
+        key_bias: additive, (batch or 1, heads or 1, 1, tokens); -inf masks a key.
     """
     log_q, log_k = (log_features(x, projection, normalize) for x in (q, k))
     if key_bias is not None:
@@ -46,8 +46,8 @@ class PerformerAttention(nn.Module):
         dim: width of the tokens, a multiple of `num_heads`.
         num_heads: heads.
         qkv_bias, proj_bias: whether the projections have a bias.
-        qk_norm, scale_norm, attn_drop, norm_layer: what timm's models state; the first three are refused, as no
-            attention matrix is formed.
+        qk_norm, scale_norm, attn_drop, norm_layer: arguments that timm's models pass; the first three are refused, as
+            no attention matrix is formed.
         proj_drop: dropout on the output.
         num_features: random features per head; twice the width of a head by default.
         normalize_queries: l2-normalise queries and keys before the features (the authors' latest code).

@@ -19,7 +19,7 @@ app = typer.Typer(
 
 @app.callback()
 def main() -> None:
-    """Keeps subcommands subcommands, however few there are."""
+    """Without a callback typer would turn a single command into the program itself."""
 
 
 @app.command()
@@ -110,10 +110,10 @@ def convergence(
         "euler,rk4,nesterov"
     ),
     layer: Annotated[
-        str | None, typer.Option(help="The layer to look at, such as blocks.0.attn; by default the last.")
+        str | None, typer.Option(help="The layer to measure, such as blocks.0.attn; by default the last.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
-    out: Annotated[Path, typer.Option(help="Results folder: new, or of an earlier convergence study.")] = Path(
+    out: Annotated[Path, typer.Option(help="Results folder: new, or of an earlier run of this command.")] = Path(
         "runs/convergence"
     ),
 ) -> None:
@@ -161,11 +161,14 @@ def bench(
     """Measure speed, memory or accuracy on this machine and print a table. One thread."""
     import torch
 
+    from solvers.checks import one_of
     from vars_ode.bench import BENCHES, table
 
-    if name not in BENCHES:
-        typer.echo(f"vars-ode bench: unknown bench {name!r}; choose one of {', '.join(BENCHES)}", err=True)
-        raise typer.Exit(2)
+    try:
+        one_of("bench", name, BENCHES)
+    except ValueError as error:
+        typer.echo(f"vars-ode bench: {error}", err=True)
+        raise typer.Exit(2) from None
     torch.set_num_threads(1)
     typer.echo(table(BENCHES[name]()))
 

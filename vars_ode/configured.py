@@ -1,4 +1,4 @@
-"""Classes with other defaults: what timm's `attn_layer=` takes, which refuses functools.partial."""
+"""Classes with other defaults, for timm's `attn_layer=`, which does not take a functools.partial."""
 
 import copyreg
 import inspect
@@ -12,7 +12,7 @@ T = TypeVar("T", bound=nn.Module)
 
 
 class _ConfiguredType(ABCMeta):
-    """The type of the classes made here. They have no importable name, so they are pickled by base and options."""
+    """The type of such classes. They cannot be imported by name, so they are pickled as base and options."""
 
     def __repr__(cls) -> str:
         base, options = getattr(cls, "base", None), vars(cls).get("options")

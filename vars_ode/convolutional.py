@@ -23,7 +23,7 @@ INITIALIZATIONS = ("active", "authors")
 
 
 class ConvolutionGram(NamedTuple):
-    """G = A A^H per channel and frequency, applied as A (A^H a): of rank one, so that forming r x r products is waste.
+    """G = A A^H per channel and frequency, of rank one, and so applied as A (A^H a) without forming r x r products.
 
     Attributes:
         filters: spectra k as (real, imaginary) pairs, (channels, r, H, W // 2 + 1, 2).
@@ -87,30 +87,30 @@ def synthesis(filters: Tensor, code: Tensor) -> Tensor:
 
 
 class VARSConvAttention(ReconstructionLayer):
-    """VARS-S: every channel's map of values is reconstructed by r learned templates at all their circular shifts.
+    """VARS-S: the map of values of each channel is reconstructed by r learned templates and all their circular shifts.
 
     x -> Linear -> V; code a minimises 1/2 |V - Phi a|^2 + lam |a|_1 per channel, with G = A A^H per frequency;
-    Phi a -> one more learned filter per channel -> BatchNorm -> Linear. Normalises its output, not its input.
+    Phi a -> one more learned filter per channel -> BatchNorm -> Linear. It normalises its output instead of its input.
 
     Args:
         dim: channels.
-        grid: (height, width) of tokens that the filters are learned on. On other grids they are resampled, as
-            periodic functions.
+        grid: (height, width) of tokens that the filters are learned on. For other grids they are resampled as periodic
+            functions.
         num_filters: r, templates per channel.
         bias: whether the two projections have one.
         proj_drop: dropout on the output.
         revision: "corrected", or "paper" for the authors' arithmetic, whose step bound drops the imaginary part of the
             Gram (steps up to twice too long) and whose Gram lets templates be complex in two columns of the spectrum.
-        initialization: "active" scales V so that an entry of the drive has a standard deviation of about 2 lam for
-            inputs of unit variance; with "authors" no code of the first blocks of a model is active at lam = 3.5,
+        initialization: "active" scales V so that the entries of the drive have a standard deviation of about 2 lam for
+            inputs of unit variance; with "authors" all codes of the first blocks of a model are zero at lam = 3.5,
             and those blocks get no gradient.
         sparsity: lam; the authors' 3.5.
         threshold, dynamics, initial, adjoint, until: as in `VARSAttention`.
-        rate: eta, a number, or "norm" for 1 / |G|_2 per channel, which the spectrum tells exactly.
+        rate: eta, a number, or "norm" for 1 / |G|_2 per channel, exact from the spectrum.
         t1: horizon; three Euler steps, as the authors take, by default.
         solver: name or object.
-        num_heads, qkv_bias, proj_bias, qk_norm, scale_norm, attn_drop, norm_layer: what timm's models state of an
-            attention. The number of heads means nothing here, as every channel is one; the biases are those of the two
+        num_heads, qkv_bias, proj_bias, qk_norm, scale_norm, attn_drop, norm_layer: arguments that timm's models pass to
+            an attention. The number of heads has no effect, as each channel is a head; the biases are those of the two
             projections, `bias` where None; normalisation and dropout of an attention matrix are refused.
 
     Raises:
@@ -190,7 +190,7 @@ class VARSConvAttention(ReconstructionLayer):
         }
 
     def reset_parameters(self) -> None:
-        """Draw filters and projections anew, as `initialization` says."""
+        """Initialise filters and projections, according to `initialization`."""
         height, width, _ = self.kernel.shape[2:]
         power = math.prod(self.grid) / 2  # of a filter, over its half-plane of frequencies: the authors' norm
         with torch.no_grad():
@@ -203,7 +203,7 @@ class VARSConvAttention(ReconstructionLayer):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         if self.initialization == "active":
-            # The gain sits in V. In the filters it would enter the Gram squared and make S(b; lam) a poor start.
+            # The gain is in V. In the filters it would enter the Gram squared and make S(b; lam) a poor initial state.
             gain = 2 * self.sparsity / math.sqrt(power / (height * width)) or 1.0
             std = gain * self.v.in_features**-0.5
             nn.init.trunc_normal_(self.v.weight, std=std, a=-2 * std, b=2 * std)
@@ -218,7 +218,7 @@ class VARSConvAttention(ReconstructionLayer):
         Args:
             x: tokens in row-major order, (batch, tokens, dim).
             grid: their (height, width). None: the layer's own grid, or else a square one.
-            attn_mask, is_causal: what timm's models pass on; a filter covers the whole grid and knows no masks.
+            attn_mask, is_causal: arguments that timm's models pass on; masks are refused.
 
         Returns:
             (batch, tokens, dim).
@@ -256,7 +256,7 @@ class VARSConvAttention(ReconstructionLayer):
         return fourier.resample(spectrum, self.grid, grid)
 
     def _step_bound(self, filters: Tensor) -> Tensor:
-        """eta, (channels, 1, 1, 1), without gradient: it belongs to how the problem is solved."""
+        """eta, (channels, 1, 1, 1), without gradient, as it is part of the method and not of the problem."""
         if not isinstance(self.rate, str):
             return filters.real.new_full((), self.rate)
         norm = fourier.real_part_norm if self.revision == "paper" else fourier.hermitian_norm
@@ -268,14 +268,14 @@ class VARSConvAttention(ReconstructionLayer):
         return self._grid(x.shape[1], grid)
 
     def _grid(self, tokens: int, grid: Grid | None) -> Grid:
-        """The grid that so many tokens lie on: the one given, or the layer's own, or a square."""
+        """The grid of a number of tokens: the one given, or the layer's own, or a square."""
         side = math.isqrt(tokens)
         if grid is None:
             grid = self.grid if tokens == math.prod(self.grid) else (side, side)
         if math.prod(grid) != tokens:
             raise ValueError(
                 f"{tokens} tokens do not fill the grid {tuple(grid)}; give forward the grid they lie on, "
-                "grid=(height, width). Class and register tokens have no place on it"
+                "grid=(height, width). Class and register tokens are not supported"
             )
         return (grid[0], grid[1])
 

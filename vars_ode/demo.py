@@ -1,4 +1,4 @@
-"""The demo: two presets of a study, in full and in under a minute."""
+"""The demo: two presets of a study, a full one and one of under a minute."""
 
 from dataclasses import replace
 

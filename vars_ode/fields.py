@@ -4,7 +4,7 @@ A dictionary of m templates Phi (tokens x m) reconstructs the values V (tokens x
 
     E(a) = 1/2 |V - Phi a|^2 + lam |a|_1         drive b = Phi^T V        Gram G = Phi^T Phi
 
-Two fields come to rest exactly at its minimisers. With rate eta > 0 and S(x; t) = sign(x) max(|x| - t, 0):
+The equilibria of two fields are exactly its minimisers. With rate eta > 0 and S(x; t) = sign(x) max(|x| - t, 0):
 
     LCA             u' = -u + a + eta (b - G a),   a = S(u; eta lam)         state u: membrane potential
     ProximalFlow    a' = S(a - eta (G a - b); eta lam) - a                   state a: the code (firing rate)
@@ -25,7 +25,10 @@ import solvers
 
 
 class GramOperator(Protocol):
-    """What stands in place of a Gram that is no plain tensor. A tuple of tensors: gradients reach them."""
+    """A Gram that is applied without being formed. A NamedTuple of tensors, so that gradients reach them.
+
+    It may have an attribute `why_no_energy`, a sentence: the reason why fields with this Gram descend no energy.
+    """
 
     def __matmul__(self, code: Tensor, /) -> Tensor:
         """G a."""
@@ -33,15 +36,13 @@ class GramOperator(Protocol):
     def resolvent(self, code: Tensor, rho: float) -> Tensor:
         """(G + rho I)^-1 a."""
 
-    # It may say by `why_no_energy`, a sentence, that no energy belongs to a field with this in place of the Gram.
-
 
 class ReconstructionArgs(NamedTuple):
-    """What the fields are given, per problem.
+    """The reconstruction problem, the `args` of the fields.
 
     Attributes:
         drive: b = Phi^T V, (..., m, d).
-        gram: G = Phi^T Phi, (..., m, m), symmetric; or a `GramOperator`, applied but not formed.
+        gram: G = Phi^T Phi, (..., m, m), symmetric; or a `GramOperator`.
         rate: eta, broadcasts against (..., 1, 1). E never rises along Euler steps of dt <= 1 for eta <= 1 / |G|_2.
         sparsity: lam, broadcasts against (..., 1, 1).
     """
@@ -53,14 +54,14 @@ class ReconstructionArgs(NamedTuple):
 
     @property
     def dense_gram(self) -> Tensor:
-        """The Gram as a tensor; a ValueError where it is applied but not formed."""
+        """The Gram as a tensor; a ValueError if it is a `GramOperator`."""
         if isinstance(self.gram, Tensor):
             return self.gram
-        raise ValueError(f"this problem has no Gram in the form of a tensor, but a {type(self.gram).__name__}")
+        raise ValueError(f"the Gram of this problem is a {type(self.gram).__name__}, which is not formed as a tensor")
 
 
 class FactoredGram(NamedTuple):
-    """K G K in place of the Gram, (..., m, m), while the drive stays Phi^T V: LISTA's learned coupling.
+    """K G K in place of the Gram, (..., m, m), with the drive still Phi^T V: LISTA's learned coupling.
 
     Attributes:
         matrix: K G K, not symmetric in general.
@@ -77,13 +78,13 @@ class FactoredGram(NamedTuple):
     @property
     def why_no_energy(self) -> str:
         return (
-            'learned="factor" replaces the Gram by K G K while the drive stays Phi^T V, so the field is no gradient; '
-            'learned="dictionary" changes both and has an energy'
+            'learned="factor" replaces the Gram by K G K but not the drive Phi^T V, so the field is no gradient of an '
+            'energy; learned="dictionary" changes both and has an energy'
         )
 
 
 def why_no_energy(field: Any, args: Any) -> str | None:
-    """Why a field descends no energy on a problem, in words; None where it descends E."""
+    """The reason why a field descends no energy on a problem, in a sentence; None if it descends E."""
     if not isinstance(args, ReconstructionArgs):
         return f"{type(field).__name__} is not a field of sparse reconstruction"
     threshold = getattr(field, "threshold", None)
@@ -105,8 +106,8 @@ def soft_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 class _SoftThreshold(torch.autograd.Function):
-    """The derivatives are masks that the sign of the result shows; autograd through clamp finds them with nine passes.
-    Every pass is arithmetic: clamp by a tensor, comparisons and `where` take several times as long on a CPU."""
+    """The derivatives follow from the sign of the result in few passes over memory; autograd through clamp takes nine.
+    All of them are arithmetic, as clamp by a tensor, comparisons and `where` take several times as long on a CPU."""
 
     generate_vmap_rule = True
 
@@ -131,8 +132,8 @@ class _SoftThreshold(torch.autograd.Function):
 
 
 def gelu_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
-    """S(x; t) = sign(x) gelu(|x| - t), of the authors' later code. Not a shrinkage: the energy may rise, nothing is
-    exactly zero, and the fixed points are not those of the lasso."""
+    """S(x; t) = sign(x) gelu(|x| - t), of the authors' later code. It is no proximal operator: the energy may rise, no
+    entry is exactly zero, and the fixed points are not those of the lasso."""
     return x.sign() * F.gelu(x.abs() - threshold)
 
 
@@ -144,7 +145,7 @@ def energy(a: Tensor, args: ReconstructionArgs) -> Tensor:
 
     Args:
         a: code, (..., m, d).
-        args: the problem; the rate plays no part.
+        args: the problem; the rate is not used.
     """
     _require_energy(args)
     quadratic = 0.5 * a * (args.gram @ a) - args.drive * a
@@ -152,7 +153,7 @@ def energy(a: Tensor, args: ReconstructionArgs) -> Tensor:
 
 
 def kkt_residual(a: Tensor, args: ReconstructionArgs) -> Tensor:
-    """How far `a` is from the minimiser of E, in units of the drive: the max norm per problem, (...).
+    """The violation of the optimality conditions of E at `a`, in units of the drive: the max norm per problem, (...).
 
     The conditions are |b - G a| <= lam where a = 0 and b - G a = lam sign(a) elsewhere.
     """
@@ -168,10 +169,20 @@ def _require_energy(args: ReconstructionArgs) -> None:
         raise ValueError(f"there is no energy and no optimality condition to evaluate: {reason}")
 
 
-class _Splitting:
-    """What `solvers.DouglasRachford` asks of a field beside its value: E as a quadratic part and lam |a|_1."""
+@dataclass(frozen=True)
+class _SparseReconstruction:
+    """What both fields share: the threshold, what solvers may know of them, and E split into two parts.
 
-    threshold: str
+    The parts are a quadratic one and lam |a|_1; `solvers.DouglasRachford` uses them.
+    """
+
+    threshold: str = "soft"
+    natural_step: ClassVar[float] = 1.0
+    linear_rate: ClassVar[float] = 1.0
+    contractive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        solvers.checks.one_of("threshold", self.threshold, THRESHOLDS)
 
     def prox(self, v: Tensor, step: float, args: ReconstructionArgs) -> Tensor:
         """argmin_a lam |a|_1 + |a - v|^2 / (2 step) = S(v; step lam), (..., m, d)."""
@@ -182,9 +193,9 @@ class _Splitting:
         return self.factorise(rho, args)(v)
 
     def factorise(self, rho: float, args: ReconstructionArgs) -> Callable[[Tensor], Tensor]:
-        """v -> resolvent(v, rho, args) by one Cholesky factorisation; NaN for a Gram that is not positive.
+        """v -> resolvent(v, rho, args) by one Cholesky factorisation; NaN if G + rho I is not positive definite.
 
-        A `GramOperator` brings a resolvent of its own.
+        A `GramOperator` has its own resolvent.
         """
         _require_energy(args)
         if self.threshold != "soft":
@@ -202,20 +213,12 @@ class _Splitting:
 
 
 @dataclass(frozen=True)
-class ProximalFlow(_Splitting):
+class ProximalFlow(_SparseReconstruction):
     """a' = S(a - eta (G a - b); eta lam) - a. Euler with dt = 1 is ISTA with step eta.
 
     Args:
         threshold: S, "soft" or "gelu".
     """
-
-    threshold: str = "soft"
-    natural_step: ClassVar[float] = 1.0
-    linear_rate: ClassVar[float] = 1.0
-    contractive: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_threshold(self.threshold)
 
     def __call__(self, t: Any, a: Tensor, args: ReconstructionArgs) -> Tensor:
         """da/dt, shaped as `a`, (..., m, d)."""
@@ -223,7 +226,7 @@ class ProximalFlow(_Splitting):
         return THRESHOLDS[self.threshold](moved, args.rate * args.sparsity) - a
 
     def code(self, state: Tensor, args: ReconstructionArgs) -> Tensor:
-        """The code a that a state stands for: here the state itself."""
+        """The code a of a state: here the state itself."""
         return state
 
     def state(self, code: Tensor, args: ReconstructionArgs) -> Tensor:
@@ -231,27 +234,19 @@ class ProximalFlow(_Splitting):
         return code
 
     def feedforward(self, args: ReconstructionArgs) -> Tensor:
-        """The state of the code S(b; lam), to start from."""
+        """The initial state, whose code is S(b; lam)."""
         return THRESHOLDS[self.threshold](args.drive, args.sparsity)
 
 
 @dataclass(frozen=True)
-class LCA(_Splitting):
+class LCA(_SparseReconstruction):
     """u' = -u + a + eta (b - G a) with a = S(u; eta lam): Rozell's network at eta = 1.
 
-    Euler with dt = 1 is ISTA with step eta, the membrane potential being its argument before the threshold.
+    Euler with dt = 1 is ISTA with step eta; the membrane potential u is the argument of its threshold.
 
     Args:
         threshold: S, "soft" or "gelu".
     """
-
-    threshold: str = "soft"
-    natural_step: ClassVar[float] = 1.0
-    linear_rate: ClassVar[float] = 1.0
-    contractive: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_threshold(self.threshold)
 
     def __call__(self, t: Any, u: Tensor, args: ReconstructionArgs) -> Tensor:
         """du/dt, shaped as `u`, (..., m, d)."""
@@ -267,16 +262,12 @@ class LCA(_Splitting):
         return torch.addcmul(code, args.rate, args.drive - args.gram @ code)
 
     def feedforward(self, args: ReconstructionArgs) -> Tensor:
-        """Potentials u whose code is S(b; lam): thresholds add up, S(S(b; (1 - eta) lam); eta lam) = S(b; lam).
+        """The initial potentials, with the code S(b; lam) = S(S(b; (1 - eta) lam); eta lam): thresholds add up.
 
-        "gelu" has no such potentials where |b| < (1 - eta) lam; codes start from 0 there.
+        With "gelu" no potential has this code where |b| < (1 - eta) lam; the code starts from 0 there.
         """
         below = ((1 - args.rate) * args.sparsity).expand(args.drive.shape)
         return args.drive.sign() * (args.drive.abs() - below).clamp_min(0)
 
 
 DYNAMICS: dict[str, Callable[..., ProximalFlow | LCA]] = {"proximal": ProximalFlow, "lca": LCA}
-
-
-def check_threshold(threshold: str) -> None:
-    solvers.checks.one_of("threshold", threshold, THRESHOLDS)

@@ -1,4 +1,4 @@
-"""Files and folders of results: written whole or not at all, and never into a folder that belongs to something else."""
+"""Files and folders of results: files are written atomically, and folders with other content are refused."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new file beside `path`, then put it in place: readers see the old file or the new, whole."""
+    """Write a new file beside `path` by `write`, then rename it: readers see the old file or the new one, complete."""
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -28,18 +28,18 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON atomically."""
     text = json.dumps(content, indent=1)
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def claim_folder(folder: Path, marker: str, what: str) -> bool:
-    """Make a folder for results, or find it made; whether it holds earlier results, as the file `marker` shows.
+    """Make a folder for results. Returns whether it exists with earlier results, that is with the file `marker`.
 
     Args:
         folder: the path.
-        marker: name of the file that such folders hold.
-        what: what they hold, for the message: "study" or the like.
+        marker: name of a file in every such folder.
+        what: its content for the error message, such as "study".
 
     Raises:
         ValueError: it is a file, cannot be written to, or belongs to something else.

@@ -1,4 +1,4 @@
-"""Grids of tokens: their sides, how many prefix tokens stand before them, and maps moved from one to another."""
+"""Grids of tokens: checks, inference from a number of tokens, and resampling of maps."""
 
 import math
 
@@ -20,11 +20,11 @@ def check_grid(grid: object) -> Grid:
 def check_tokens(grid: Grid, tokens: int) -> None:
     """A ValueError unless `tokens` fill the grid."""
     if math.prod(check_grid(grid)) != tokens:
-        raise ValueError(f"the grid {tuple(grid)} has {math.prod(grid)} places, but there are {tokens} tokens")
+        raise ValueError(f"the grid {tuple(grid)} has {math.prod(grid)} positions, but there are {tokens} tokens")
 
 
 def infer_grid(tokens: int) -> tuple[Grid, int]:
-    """(square grid, prefix tokens) that `tokens` make: the largest square that leaves at most eight."""
+    """(square grid, number of prefix tokens) of a sequence: the largest square, behind at most eight prefix tokens."""
     side = math.isqrt(tokens)
     prefix = tokens - side**2
     if side == 0 or prefix > MAX_PREFIX_TOKENS:
@@ -36,7 +36,7 @@ def infer_grid(tokens: int) -> tuple[Grid, int]:
 
 
 def resample(maps: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
-    """Maps (a, b, tokens of `grid`) on another grid, bicubic: (a, b, tokens of `new_grid`)."""
+    """Maps (a, b, tokens of `grid`) resampled (bicubic) to (a, b, tokens of `new_grid`)."""
     if tuple(grid) == tuple(new_grid):
         return maps
     picture = maps.unflatten(-1, grid)

@@ -1,4 +1,4 @@
-"""What every layer that solves a reconstruction problem shares: the problem, its solve, and its settings."""
+"""The base class of layers that solve a reconstruction problem: the problem, its solve, and its settings."""
 
 import copy
 import itertools
@@ -25,15 +25,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class ReconstructionLayer(nn.Module, ABC):
-    """Base of the layers: tokens pose a problem, a field and a solver find its code, the read-out returns to tokens.
+    """A layer that states a reconstruction problem for its tokens, solves it for the code, and reads out the output.
 
-    A layer defines how tokens are projected to values (`_project`) and which problem they pose (`_state_problem`), and
-    sets `field`. What it is solved with are its settings (`SETTINGS`): properties that can be assigned on a living
-    layer, and several at once by `configure`, since a horizon and a solver may go together only.
+    A subclass defines how tokens are projected to values (`_project`) and which problem follows (`_state_problem`), and
+    sets `field`. How the problem is solved are its settings (`SETTINGS`): properties that can be assigned at any time,
+    and several at once by `configure`, since some horizons and solvers are valid only together.
     """
 
-    RATES: ClassVar[tuple[str, ...]]  # the names that `rate` may have beside a number
-    takes_grid: ClassVar[bool] = True  # whether `forward` is told the grid that the tokens lie on
+    RATES: ClassVar[tuple[str, ...]]  # the names that `rate` may be, instead of a number
+    takes_grid: ClassVar[bool] = True  # whether `forward` has an argument `grid`
 
     field: ProximalFlow | LCA
     _solver: solvers.Solver
@@ -48,36 +48,36 @@ class ReconstructionLayer(nn.Module, ABC):
 
     @abstractmethod
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What the problem is made of; the values, (batch, heads, tokens, width), are the last."""
+        """Projections of the tokens; the last are the values, (batch, heads, tokens, width)."""
 
     @abstractmethod
     def _state_problem(self, *projected: Tensor, **context: Any) -> tuple[ReconstructionArgs, ReadOut]:
-        """The problem that projected tokens pose, in float32 at least, and its read-out from code to values."""
+        """The problem for projected tokens, in float32 at least, and its read-out from code to values."""
 
     def problem(self, x: Tensor, **context: Any) -> tuple[ReconstructionArgs, ReadOut]:
-        """The reconstruction problem that tokens (batch, tokens, dim) pose, and its read-out from code to values.
+        """The reconstruction problem for tokens, and its read-out from code to values.
 
         Args:
-            x: the tokens.
-            context: what `forward` takes beside them.
+            x: tokens, (batch, tokens, dim).
+            context: further arguments of `forward`.
         """
         projected = self._project(x)
         with torch.autocast(x.device.type, enabled=False):
             return self._state_problem(*projected, **context)
 
     def solve(self, x: Tensor, save_at: SaveAt = None, **context: Any) -> solvers.Solution:
-        """The solve itself: states are codes or membrane potentials, as the dynamics have it.
+        """The solution of the problem for tokens. Its states are codes, or membrane potentials with dynamics="lca".
 
         Args:
             x: tokens, (batch, tokens, dim).
             save_at: as for `solvers.solve`.
-            context: what `forward` takes beside them.
+            context: further arguments of `forward`.
         """
         args, _ = self.problem(x, **context)
         return self._integrate(args, x, save_at)
 
     def energy(self, x: Tensor, save_at: SaveAt = "steps", **context: Any) -> Tensor:
-        """E along the solve, without the constant 1/2 |V|^2: (saved, batch, heads), channels being heads in VARS-S.
+        """E along the solve, without the constant 1/2 |V|^2: (saved, batch, heads); in VARS-S the heads are channels.
 
         Raises:
             ValueError: the layer's field descends no energy.
@@ -85,7 +85,7 @@ class ReconstructionLayer(nn.Module, ABC):
         return self._along_solve(energy, torch.sum, x, save_at, context)
 
     def kkt_residual(self, x: Tensor, save_at: SaveAt = "steps", **context: Any) -> Tensor:
-        """Distance from the optimality conditions along the solve, in units of the drive: shaped as the energy.
+        """The violation of the optimality conditions along the solve, in units of the drive, shaped as the energy.
 
         Raises:
             ValueError: the layer's field descends no energy.
@@ -93,12 +93,11 @@ class ReconstructionLayer(nn.Module, ABC):
         return self._along_solve(kkt_residual, torch.amax, x, save_at, context)
 
     def attention_map(self, x: Tensor, **context: Any) -> Tensor:
-        """The linearised map from values to output at the solution, (batch, heads, tokens, tokens).
+        """The derivative of output tokens by value tokens at the solution, (batch, heads, tokens, tokens).
 
-        Row i says how output token i moves with each value token, templates held fixed, averaged over the width of a
-        head (which the dictionary treats alike but thresholds differently). In VARS-S a channel is a head of width 1.
-        In the single-step limit of the softmax dictionary it is the attention matrix. Takes one backward pass per
-        token through the steps of the solve.
+        Templates are held fixed, and the derivative is averaged over the channels of a head, as the threshold acts on
+        each of them by itself. In VARS-S each channel is a head. In the single-step limit of the softmax dictionary it
+        is the attention matrix. It takes one backward pass per token through the steps of the solve.
         """
         with torch.inference_mode(False), torch.enable_grad():
             *others, v = (part.detach() for part in self._project(x.clone()))
@@ -114,7 +113,7 @@ class ReconstructionLayer(nn.Module, ABC):
         return torch.stack(rows, -2)
 
     def initial_state(self, args: ReconstructionArgs) -> Tensor:
-        """Where the solve of a problem starts, as `initial` says."""
+        """The initial state of a problem, according to `initial`."""
         return self.field.feedforward(args) if self.initial == "feedforward" else torch.zeros_like(args.drive)
 
     def _along_solve(
@@ -125,7 +124,7 @@ class ReconstructionLayer(nn.Module, ABC):
         save_at: SaveAt,
         context: dict[str, Any],
     ) -> Tensor:
-        """A measure of the codes along the solve; filters of one channel are parts of one problem and are `joined`."""
+        """A measure of the codes along the solve; those of the filters of one channel of VARS-S are `joined`."""
         args, _ = self.problem(x, **context)
         if reason := why_no_energy(self.field, args):
             raise ValueError(f"this layer's field descends no energy: {reason}")
@@ -158,7 +157,7 @@ class ReconstructionLayer(nn.Module, ABC):
     # --- settings ---
 
     def settings(self) -> dict[str, Any]:
-        """The settings as they stand, by name."""
+        """The current settings, by name."""
         return {name: getattr(self, name) for name in SETTINGS}
 
     def field_options(self) -> dict[str, str]:
@@ -171,15 +170,15 @@ class ReconstructionLayer(nn.Module, ABC):
         """What the constructor was told of the problem, as it stands; `settings` has the rest."""
 
     def configure(self, **changes: Any) -> None:
-        """Assign several settings at once; nothing changes where one of them, or their combination, is refused.
+        """Assign several settings at once; if one of them or their combination is invalid, none is changed.
 
         Args:
-            changes: of `SETTINGS`, as for the constructor.
+            changes: names out of `SETTINGS`, with values as for the constructor.
         """
         self._assign(self.resolve(**changes))
 
     def resolve(self, **changes: Any) -> dict[str, Any]:
-        """All settings as they would be with `changes`, names made objects; a ValueError where they are refused."""
+        """All settings after `changes`, with names resolved to objects; a ValueError if they are invalid."""
         check_options(f"a {type(self).__name__}'s settings", changes, SETTINGS)
         merged = {**{name: getattr(self, f"_{name}", None) for name in SETTINGS}, **changes}
         merged["solver"] = solvers.get(merged["solver"])
@@ -197,13 +196,15 @@ class ReconstructionLayer(nn.Module, ABC):
     def _check_rate(self, rate: float | str) -> None:
         if not isinstance(rate, str):
             solvers.checks.positive_number("rate", rate)
-        elif rate not in self.RATES:
-            names = ", ".join(self.RATES)
-            raise ValueError(f"unknown rate {rate!r}; choose one of {names}, or give a number")
+        else:
+            try:
+                solvers.checks.one_of("rate", rate, self.RATES)
+            except ValueError as error:
+                raise ValueError(f"{error}, or give a number") from None
 
     @property
     def solver(self) -> solvers.Solver:
-        """The solver; assign a name or an object to change it on a living layer."""
+        """The solver; assignable by name or as an object."""
         return self._solver
 
     @solver.setter
@@ -212,7 +213,7 @@ class ReconstructionLayer(nn.Module, ABC):
 
     @property
     def adjoint(self) -> Adjoint:
-        """How gradients get back through the solve; assign a name or an object to change it."""
+        """How gradients are computed through the solve; assignable by name or as an object."""
         return self._adjoint
 
     @adjoint.setter
@@ -230,7 +231,7 @@ class ReconstructionLayer(nn.Module, ABC):
 
     @property
     def until(self) -> SteadyState | None:
-        """When an image has come to rest; assignable."""
+        """When to stop an image before t1; assignable."""
         return self._until
 
     @until.setter
@@ -266,12 +267,12 @@ class ReconstructionLayer(nn.Module, ABC):
 
     def _settings_repr(self) -> str:
         """For `extra_repr`: how the problem is solved."""
-        shown = {name: value for name, value in self.settings().items() if value is not None}
-        return f"field={self.field}, " + ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        settings = {name: value for name, value in self.settings().items() if value is not None}
+        return f"field={self.field}, " + ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def shared_copy(module: M) -> M:
-    """A copy of a module that shares its parameters and buffers: what is trained in one is trained in both."""
+    """A copy of a module that shares its parameters and buffers: training one trains both."""
     shared = itertools.chain(module.parameters(), module.buffers())
     return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
@@ -286,7 +287,7 @@ def check_tokens(x: Tensor, dim: int) -> None:
 
 
 def head_width(dim: int, num_heads: int, attn_head_dim: int | None = None) -> int:
-    """dim / num_heads, or `attn_head_dim`; a ValueError where that is no whole number."""
+    """dim / num_heads, or `attn_head_dim`; a ValueError if that is no whole number."""
     solvers.checks.positive_int("dim", dim)
     solvers.checks.positive_int("num_heads", num_heads)
     if attn_head_dim is not None:
@@ -300,7 +301,7 @@ def head_width(dim: int, num_heads: int, attn_head_dim: int | None = None) -> in
 
 
 def refuse_unsupported(owner: str, **stated: Any) -> None:
-    """A ValueError for what timm's models may state of an attention and `owner` has nothing to do with."""
+    """A ValueError for arguments that timm's models may pass to an attention and `owner` does not support."""
     asked = [f"{name}={value!r}" for name, value in stated.items() if value]
     if asked:
         raise ValueError(f"{owner} has no use for {', '.join(asked)}; leave it out, or take another attention")
@@ -322,7 +323,7 @@ def _check_horizon(t1: Any, solver: solvers.Solver, until: SteadyState | None) -
 
 
 def _blame_input(x: Tensor) -> None:
-    """Tell a user's NaN from a diverging solve, which has its own status and warning."""
+    """A ValueError if the input itself is not finite; a solve that diverges has its own status and warning."""
     if not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).flatten(1).any(1).sum())
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Learned forms: what a layer may learn beside its projections and templates.
+"""Learned forms: what a layer may learn in addition to its projections and templates.
 
-All start as the identity, so that a fresh layer computes what it would without them.
+All are initialised as the identity, so that a new layer computes the same with and without them.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+import solvers
 from vars_ode.dictionaries import ReadOut, Reconstruction
 from vars_ode.fields import FactoredGram, ReconstructionArgs
 
@@ -19,11 +20,11 @@ StepBound = Callable[[Tensor], Tensor]
 class LearnedFactor(nn.Module):
     """LISTA (Gregor & LeCun, ICML 2010) as in the authors' later code: Gram K G K, threshold and rate times a scalar.
 
-    The step bound stays that of the plain G. Drive and read-out stay as they are, so no energy belongs to the field.
+    Step bound, drive and read-out are those of the plain G, so the field descends no energy.
 
     Args:
         num_templates: m; K is (m, m) and shared by the heads.
-        signed_sparsity: let the threshold's factor change its sign (which "soft" has no meaning for).
+        signed_sparsity: whether the factor of the threshold may be negative, which "soft" does not allow.
     """
 
     name = "factor"
@@ -58,7 +59,7 @@ class LearnedFactor(nn.Module):
 
 
 class LearnedDictionary(nn.Module):
-    """Phi K in place of Phi, in drive, Gram and read-out: still a lasso problem, with all that is known of it.
+    """Phi K in place of Phi, in drive, Gram and read-out: still a lasso problem, with its energy and guarantees.
 
     Args:
         num_templates: m; K is (m, m) and shared by the heads.
@@ -93,7 +94,7 @@ class MixedReadOut(ReadOut):
 
 
 class NotLearned(nn.Module):
-    """The problem as the dictionary states it."""
+    """Nothing more to learn: the problem as the dictionary states it."""
 
     name: Literal[False] = False
 
@@ -109,11 +110,10 @@ LEARNED_FORMS = ("factor", "dictionary")
 def learned_form(
     name: Literal[False, "factor", "dictionary"], num_templates: int | None, threshold: str, **factory: Any
 ) -> NotLearned | LearnedFactor | LearnedDictionary:
-    """The module for `learned=name` of a layer with that many templates; a ValueError where there is none."""
+    """The module for `learned=name` in a layer of `num_templates` templates; a ValueError if there is none."""
     if name is False:
         return NotLearned()
-    if name not in LEARNED_FORMS:
-        raise ValueError(f"learned must be False, {' or '.join(map(repr, LEARNED_FORMS))}, got {name!r}")
+    solvers.checks.one_of("learned form", name, LEARNED_FORMS)
     if num_templates is None:
         raise ValueError(
             f"learned={name!r} needs a fixed number of templates, but this dictionary has one per token; take "

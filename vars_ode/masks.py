@@ -5,17 +5,17 @@ from torch import Tensor
 
 
 def split_mask(attn_mask: Tensor | None, is_causal: bool, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """A mask as (key_bias, pair_mask), of which at most one is there.
+    """A mask as (key_bias, pair_mask), of which at least one is None.
 
     Args:
         attn_mask: broadcastable to (batch, heads, tokens, tokens); boolean (True takes part) or additive.
-        is_causal: query i sees keys up to i; excludes `attn_mask`.
+        is_causal: query i sees keys up to i; not together with `attn_mask`.
         like: (batch, heads, tokens, ...), of the device and type that the bias is to have.
 
     Returns:
-        key_bias: additive, (..., 1, tokens), for masks that are the same for every query. Its largest entry is 0: what
-            is common to all keys means nothing, as in softmax.
-        pair_mask: other masks, as they came.
+        key_bias: additive, (..., 1, tokens), for masks that are the same for every query. Its largest entry is 0, since
+            a constant has no effect, as in softmax.
+        pair_mask: other masks, unchanged.
     """
     tokens = like.shape[-2]
     if is_causal:

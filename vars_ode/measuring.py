@@ -1,4 +1,4 @@
-"""How everything here is measured: in evaluation mode, by the fastest of several runs, with the peak of its memory."""
+"""Evaluation mode, time and peak memory: one way each, for all measurements."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ T = TypeVar("T")
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every submodule has the mode that it had.
+    """Evaluation mode inside; afterwards every submodule is back in its own mode.
 
-    ``model.train(was_training)`` would not do: it would thaw submodules that were frozen on purpose, such as a
-    BatchNorm.
+    ``model.train(was_training)`` would set all submodules to one mode, also a BatchNorm that was frozen on purpose.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -34,21 +33,21 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class Cost(NamedTuple):
-    """Milliseconds of the fastest of several runs; the most memory in use at once that a run had asked for, in KiB."""
+    """Milliseconds of the fastest of several runs, and the peak of the memory that one run allocates, in KiB."""
 
     milliseconds: float
     peak_kib: float
 
 
 def cost_of(run: Callable[[], T], device: torch.device, repeats: int = 3) -> tuple[T, Cost]:
-    """Run once for the memory, which also warms up, and then `repeats` times against the clock; also the result."""
+    """The result and the cost: one run for the memory, which also warms up, then `repeats` timed ones."""
     peak = peak_bytes(run, device) / 1024
     result, milliseconds = fastest(run, device, repeats)
     return result, Cost(milliseconds, peak)
 
 
 def fastest(run: Callable[[], T], device: torch.device, repeats: int = 3) -> tuple[T, float]:
-    """The result and the milliseconds of the fastest of several runs: the others were disturbed by something else."""
+    """The result and the milliseconds of the fastest of several runs, which other processes disturbed least."""
     solvers.checks.positive_int("repeats", repeats)
     best = float("inf")
     for _ in range(repeats):
@@ -66,8 +65,15 @@ def timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return result, 1e3 * (time.perf_counter() - started)
 
 
+def processor_time(run: Callable[[], T]) -> tuple[T, float]:
+    """The result and the milliseconds of processor time of one run on the CPU, without waits for other processes."""
+    started = time.process_time()
+    result = run()
+    return result, 1e3 * (time.process_time() - started)
+
+
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """The most memory that was in use at once while `run` ran, beside what was in use before."""
+    """The peak of the memory in use during a run, beyond what was in use before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -79,7 +85,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors alive at once that were made inside it; `peak` is the most."""
+    """Counts the bytes of live tensors that were created inside the context; `peak` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()

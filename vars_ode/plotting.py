@@ -1,4 +1,4 @@
-"""The look that plots share: figures without global state, a colour-blind safe palette, labels that stay apart."""
+"""What all plots share: figures without global state, a colour-blind safe palette, labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-# Okabe and Ito's palette without its yellow, which vanishes on white paper; black is kept for the baseline.
+# Okabe and Ito's palette without yellow, which is hardly visible on white; black is for the baseline.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("^", "D", "v", "o", "p", "<", ">")
 DASHES = ("-", "--", "-.", ":")
@@ -22,7 +22,7 @@ SMALL = 9
 
 
 class _NotebookFigure(Figure):
-    """Shown by Jupyter as a picture also where pyplot was never imported."""
+    """Displayed by Jupyter as a picture, without pyplot."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -38,11 +38,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def literal(text: str) -> str:
-    """`text` as it stands: matplotlib takes $ for mathematics and drops legend labels that start with an underscore."""
+    """`text` escaped: matplotlib reads $ as mathematics and drops legend labels that start with an underscore."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def tidy(axes: Axes, xlabel: str = "", ylabel: str = "", title: str = "") -> None:
+    """Labels, a light grid, no frame at the top and right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -53,7 +54,7 @@ def tidy(axes: Axes, xlabel: str = "", ylabel: str = "", title: str = "") -> Non
 
 
 def plain_log_axis(axis: Axis, low: float, high: float) -> None:
-    """Ticks 1, 2, 5, 10, ... as plain numbers, for the axis of a range of less than two decades; others keep powers."""
+    """Label an axis of less than two decades by plain numbers 1, 2, 5, 10, ...; others keep powers of ten."""
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -61,7 +62,7 @@ def plain_log_axis(axis: Axis, low: float, high: float) -> None:
 
 
 def log_cost_axis(axes: Axes, costs: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers on it."""
+    """A logarithmic horizontal axis labelled by plain numbers."""
     low, high = min(costs), max(costs)
     axes.set_xscale("log")
     axes.set_xlim(low / 1.6, high * 1.9)
@@ -75,9 +76,13 @@ def log_cost_axis(axes: Axes, costs: Sequence[float]) -> None:
 def place_labels(
     axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], obstacles: Sequence[float]
 ) -> None:
-    """Write each text beside its point, at the place that hits the fewest other texts, points and horizontal lines.
+    """Write each text beside its point, where it overlaps the fewest other texts, points and horizontal lines.
 
-    Call it after the figure was laid out (`figure.canvas.draw()`); `obstacles` are heights of lines in data units.
+    Args:
+        axes: of a figure whose layout is final (after `figure.canvas.draw()`).
+        points: in data units.
+        texts: one per point.
+        obstacles: heights of horizontal lines, in data units.
     """
     canvas: Any = axes.figure.canvas  # Agg's, which has a renderer
     renderer = canvas.get_renderer()
@@ -90,8 +95,10 @@ def place_labels(
     for i in sorted(range(len(points)), key=lambda i: -points[i][1]):
         label = axes.annotate(literal(texts[i]), points[i], fontsize=SMALL, va="center", zorder=5)
         size = label.get_window_extent(renderer)
-        boxes = {place: _box(centres[i], place, size, per_point) for place in _PLACES}
-        best = min(boxes, key=lambda place: _clutter(boxes[place], taken, frame) + 0.01 * float(np.hypot(*place[:2])))
+        boxes = {offset: _box(centres[i], offset, size, per_point) for offset in _OFFSETS}
+        best = min(
+            boxes, key=lambda offset: _clutter(boxes[offset], taken, frame) + 0.01 * float(np.hypot(*offset[:2]))
+        )
         label.remove()
         label = axes.annotate(
             literal(texts[i]),
@@ -108,20 +115,20 @@ def place_labels(
         taken.append(boxes[best])
 
 
-Place = tuple[float, float, str]
-# Offsets in points and the alignment that goes with them, the most natural places first.
+Offset = tuple[float, float, str]
+# Right and up in points, and the alignment; the preferred ones first.
 _RISES = (12, -12, 24, -24, 36, -36, 50, -50)
-_PLACES: tuple[Place, ...] = (
+_OFFSETS: tuple[Offset, ...] = (
     (9, 0, "left"),
     (-9, 0, "right"),
     *((dx, rise, align) for rise in _RISES for dx, align in ((0, "center"), (14, "left"), (-14, "right"))),
 )
 
 
-def _box(centre: np.ndarray, place: Place, size: Bbox, per_point: float) -> Bbox:
-    """The box, in pixels, of a text of `size` that is put at `place` beside `centre`."""
-    shift = {"left": 0.0, "center": -size.width / 2, "right": -size.width}[place[2]]
-    left, middle = centre[0] + place[0] * per_point + shift, centre[1] + place[1] * per_point
+def _box(centre: np.ndarray, offset: Offset, size: Bbox, per_point: float) -> Bbox:
+    """The box, in pixels, of a text of `size` at an offset from `centre`."""
+    shift = {"left": 0.0, "center": -size.width / 2, "right": -size.width}[offset[2]]
+    left, middle = centre[0] + offset[0] * per_point + shift, centre[1] + offset[1] * per_point
     return Bbox.from_bounds(left, middle - size.height / 2, size.width, size.height)
 
 

@@ -1,6 +1,6 @@
 """Step bounds: rates eta <= 1 / |G|_2, under which ISTA descends.
 
-A rate is computed from the Gram without gradient: it belongs to how the problem is solved, not to what it says.
+A rate is computed from the Gram without gradient, as it is part of the method and not of the problem.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def power_rate(gram: Tensor, iterations: int = 8) -> Tensor:
     """
     magnitude = gram.abs()
     v = torch.ones_like(gram[..., :1])
-    smallest = torch.finfo(gram.dtype).eps  # a Gram of zeros bears any rate: keep to a finite one
+    smallest = torch.finfo(gram.dtype).eps  # any rate is valid for a Gram of zeros; this keeps it finite
     bound = torch.full_like(gram[..., :1, :1], float("inf"))
     for _ in range(iterations):
         w = magnitude @ v

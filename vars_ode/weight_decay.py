@@ -1,4 +1,4 @@
-"""Which parameters weight decay should leave alone."""
+"""Parameters to exempt from weight decay."""
 
 from torch import nn
 

@@ -28,7 +28,7 @@ class SolverCase:
         limited: hits its step limit on any problem that it does not solve at once.
         adjoints: the ones defined for it.
         equilibrium: problem (field, leaves -> (y0, args)) for `relaxation` solvers, and for gradients.
-        per_sample: False where batch mates share step sizes, so that stats and rounding depend on them.
+        per_sample: False where other samples share step sizes, so that stats and rounding depend on them.
         gradient_tolerance: relative, against finite differences of the solver's own answer.
     """
 

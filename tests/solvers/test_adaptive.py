@@ -76,12 +76,12 @@ def test_states_at_times_are_as_good_as_the_end(solver: Any) -> None:
 
 
 @each_backend
-def test_a_badly_scaled_batch_mate(solver: Any) -> None:
+def test_a_badly_scaled_neighbour(solver: Any) -> None:
     field, y0, args = pull()
-    mate = torch.cat([y0[:1], 1000 * y0[1:]])
+    neighbour = torch.cat([y0[:1], 1000 * y0[1:]])
     with torch.no_grad():
         alone = solvers.solve(field, y0[:1], 3.0, solver, {**args, "drive": args["drive"][:1]}).y1[0]
-        beside = solvers.solve(field, mate, 3.0, solver, args).y1[0]
+        beside = solvers.solve(field, neighbour, 3.0, solver, args).y1[0]
     moved = float((alone - beside).abs().max())
     if solver in PER_SAMPLE:
         assert moved < 1e-12
@@ -182,7 +182,7 @@ def test_a_trial_outside_the_domain_is_only_a_rejected_step(solver: Any) -> None
 
 
 @each_backend
-def test_a_failed_batch_mate_leaves_gradients_alone(solver: Any) -> None:
+def test_a_failed_sample_leaves_gradients_alone(solver: Any) -> None:
     def field(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
         return torch.where(y < 0.5, math.nan, -k * y)
 

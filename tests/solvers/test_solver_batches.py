@@ -1,4 +1,4 @@
-"""Each sample is a problem of its own: batch mates, layouts and batch sizes change nothing."""
+"""Each sample is a problem of its own: other samples, layouts and batch sizes change nothing."""
 
 import math
 from typing import Any
@@ -29,23 +29,23 @@ def assert_same(solution: solvers.Solution, i: int, alone: solvers.Solution, j: 
 
 @pytest.mark.filterwarnings("ignore::solvers.SolverWarning")
 @pytest.mark.parametrize("until", [None, solvers.SteadyState(rtol=0, atol=1e-3)], ids=["end", "steady"])
-@pytest.mark.parametrize("mate", [1.0, 1000.0, math.nan, math.inf], ids=["mild", "1000x", "nan", "inf"])
+@pytest.mark.parametrize("neighbour", [1.0, 1000.0, math.nan, math.inf], ids=["mild", "1000x", "nan", "inf"])
 @cases.each(PER_SAMPLE)
-def test_batch_mates_do_not_matter(case: cases.SolverCase, mate: float, until: Any) -> None:
+def test_other_samples_do_not_matter(case: cases.SolverCase, neighbour: float, until: Any) -> None:
     _, y0, args = case.problem()
     drive = args["drive"]
     alone = solve(case, y0[:1], drive[:1], until=until)
-    other = torch.full_like(y0[:1], mate) if not math.isfinite(mate) else mate * y0[1:]
+    other = torch.full_like(y0[:1], neighbour) if not math.isfinite(neighbour) else neighbour * y0[1:]
     both = solve(case, torch.cat([y0[:1], other]), torch.cat([drive[:1], drive[1:]]), until=until)
     assert_same(both, 0, alone)
     swapped = solve(case, torch.cat([other, y0[:1]]), torch.cat([drive[1:], drive[:1]]), until=until)
     assert_same(swapped, 1, alone)
-    assert bool(both.success[1]) == math.isfinite(mate)
+    assert bool(both.success[1]) == math.isfinite(neighbour)
 
 
 @pytest.mark.filterwarnings("ignore::solvers.SolverWarning")
 @cases.each(PER_SAMPLE)
-def test_trajectories_do_not_depend_on_a_broken_mate(case: cases.SolverCase) -> None:
+def test_trajectories_do_not_depend_on_a_nonfinite_sample(case: cases.SolverCase) -> None:
     _, y0, args = case.problem()
     times = torch.tensor([0.0, 0.7, 1.3, 3.0])
     for until in (None, solvers.SteadyState(rtol=0, atol=1e-1)):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import solvers
 from solvers import SteadyState
 
-REST = SteadyState(rtol=0, atol=1e-12)
+EQUILIBRIUM = SteadyState(rtol=0, atol=1e-12)
 REFERENCE = {case.equilibrium: case.name for case in cases.RELAXATIONS}  # one per equilibrium
 FINE = 200  # steps of a fixed-step solver where it stands for the flow
 
@@ -28,9 +28,9 @@ class Setting:
         self.solver, self.options = case.solver, {}
         if at_equilibrium and case.kind != "relaxation":
             self.solver = solvers.get(case.name, dt=0.5) if case.kind == "fixed" else case.accurate
-            # Under error control steps grow until they are barely stable: at rest |f| stays near the tolerance.
-            rest = REST if case.kind == "fixed" else SteadyState(rtol=0, atol=case.accuracy)
-            self.options = {"until": rest, "t1": 200.0}
+            # Under error control steps grow until they are barely stable: at equilibrium |f| stays near the tolerance.
+            rule = EQUILIBRIUM if case.kind == "fixed" else SteadyState(rtol=0, atol=case.accuracy)
+            self.options = {"until": rule, "t1": 200.0}
         if of_flow and case.with_steps is not None:
             self.solver = case.with_steps(FINE)
 

@@ -12,12 +12,12 @@ import solvers
 from solvers import Implicit, SolverWarning, SteadyState
 from solvers.krylov import gmres
 
-REST = SteadyState(rtol=0, atol=1e-13)
+EQUILIBRIUM = SteadyState(rtol=0, atol=1e-13)
 
 
 def limit(field: Any, y0: Tensor, args: Any, **options: Any) -> solvers.Solution:
     return solvers.solve(
-        field, y0, **{"solver": "fixed_point", "args": args, "adjoint": "implicit", "until": REST, **options}
+        field, y0, **{"solver": "fixed_point", "args": args, "adjoint": "implicit", "until": EQUILIBRIUM, **options}
     )
 
 

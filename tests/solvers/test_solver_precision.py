@@ -28,7 +28,7 @@ def test_the_type_is_kept(case: cases.SolverCase, dtype: torch.dtype) -> None:
         return field(t, y, args)
 
     watched.linear_rate = 1.0  # type: ignore[attr-defined]
-    for name in ("resolvent", "prox", "factorise", "code", "state"):
+    for name in ("natural_step", "resolvent", "prox", "factorise", "code", "state"):
         if hasattr(field, name):
             setattr(watched, name, getattr(field, name))
     solution = solvers.solve(watched, y0, 2.0, loose(case), args)
@@ -59,7 +59,7 @@ def test_autocast_does_not_reach_into_a_solve(case: cases.SolverCase, dtype: tor
         return field(t, y, args) + 0 * (y @ torch.eye(y.shape[-1]))
 
     through_matmul.linear_rate = 1.0  # type: ignore[attr-defined]
-    for name in ("resolvent", "prox", "factorise", "code", "state"):
+    for name in ("natural_step", "resolvent", "prox", "factorise", "code", "state"):
         if hasattr(field, name):
             setattr(through_matmul, name, getattr(field, name))
     plain = solvers.solve(through_matmul, y0, 2.0, loose(case), args).y1

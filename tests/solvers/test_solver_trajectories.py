@@ -165,7 +165,7 @@ def test_a_relaxation_does_not_run_backwards() -> None:
 
 @pytest.mark.filterwarnings("ignore::solvers.SolverWarning")
 @cases.each(cases.FIXED)
-def test_a_sample_that_breaks_keeps_its_last_finite_state_when_watched(case: cases.SolverCase) -> None:
+def test_a_sample_that_breaks_keeps_its_last_finite_state_under_a_stopping_rule(case: cases.SolverCase) -> None:
     class Bomb:
         linear_rate = 1.0
 

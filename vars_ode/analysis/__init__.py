@@ -1,4 +1,4 @@
-"""What layers and solvers do, measured: each measure returns its numbers, ready to be drawn and exported.
+"""Measurements of layers and solvers. Each returns its numbers, with a plot and an export.
 
 found = analysis.work_precision(layer, x, ("euler", "rk4", "dopri5"))
 found.plot().savefig("work_precision.png")

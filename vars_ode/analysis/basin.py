@@ -13,24 +13,24 @@ from torch import Tensor, nn
 
 import solvers
 from solvers import Status
-from vars_ode.analysis.measurement import Measurement, Row, number
-from vars_ode.analysis.problems import InitialValueProblem, per_problem, problem_of, relative_error
+from vars_ode.analysis.measurement import Measurement, number
+from vars_ode.analysis.problems import InitialValueProblem, per_problem, problem_of, relative_error, relative_errors
 from vars_ode.plotting import COLOURS, MARKERS, SMALL, new_figure, tidy
 
 
 @dataclass(frozen=True, eq=False)
 class Basin(Measurement):
-    """Where different initial states end.
+    """The final states of solves from different initial states.
 
     Attributes:
         starts: their names, the layer's own first.
-        converged: whether a start came to rest, (starts, batch) boolean.
-        status: how its solve ended, (starts, batch), as `solvers.Status`.
-        start_distance, end_distance: |a - a_0|_2 / |a_0|_2 before and after, with a_0 where the first start ended,
-            (starts, batch, heads).
-        output_distance: the same after the read-out; None where there is none.
-        attractors: the number of different ends, (batch, heads); 0 where a start did not come to rest.
-        tolerance: relative distance up to which two ends are one.
+        converged: whether the solve from a start reached an equilibrium, (starts, batch) boolean.
+        status: of that solve, (starts, batch), as `solvers.Status`.
+        start_distance, end_distance: |a - a_0|_2 / |a_0|_2 of the initial and of the final code a, where a_0 is the
+            final code from the first start, (starts, batch, heads).
+        output_distance: the same of the final outputs; None without a read-out.
+        attractors: the number of different final codes, (batch, heads); 0 where a solve did not converge.
+        tolerance: relative distance up to which two final codes count as the same.
     """
 
     starts: tuple[str, ...]
@@ -44,7 +44,7 @@ class Basin(Measurement):
 
     @property
     def is_one_attractor(self) -> bool:
-        """Whether every start of every problem came to rest, and all of them at the same place."""
+        """Whether all starts of each problem converge to the same equilibrium."""
         return bool(self.converged.all()) and bool((self.attractors == 1).all())
 
     @property
@@ -53,8 +53,8 @@ class Basin(Measurement):
         count = len(self.starts)
         if not bool(self.converged.all()):
             worst = Status(int(self.status.max())).name
-            lost = int((~self.converged).sum())
-            return f"Not converged: {lost} of {self.converged.numel()} solves did not come to rest ({worst})."
+            failed = int((~self.converged).sum())
+            return f"Not converged: {failed} of {self.converged.numel()} solves reached no equilibrium ({worst})."
         if self.is_one_attractor:
             return (
                 f"One attractor: all {count} starts end at the same code, within {self.tolerance:g}, in every problem."
@@ -68,7 +68,7 @@ class Basin(Measurement):
     def findings(self) -> list[str]:
         return [self.verdict]
 
-    def to_rows(self) -> list[Row]:
+    def to_rows(self) -> list[dict[str, Any]]:
         shape = self.end_distance.shape
         rows = []
         for index in np.ndindex(*shape):
@@ -90,7 +90,7 @@ class Basin(Measurement):
         return rows
 
     def plot(self) -> Figure:
-        """Distance to the first start's end: of every start, and where it ended; a marker per sample and head."""
+        """Distance of initial and final codes to the final code from the first start; a marker per sample and head."""
         figure = new_figure(7.0, 1.7 + 0.34 * len(self.starts))
         axes = figure.subplots()
         floor = 1e-16
@@ -99,8 +99,8 @@ class Basin(Measurement):
             (self.end_distance, COLOURS[0], MARKERS[3], "after"),
         ):
             lines = values.flatten(1).clamp_min(floor).numpy()
-            places = np.broadcast_to(np.arange(len(lines))[:, None], lines.shape)
-            shown = np.isfinite(lines) & (lines > floor)  # the first start's end is at distance 0 from itself
+            heights = np.broadcast_to(np.arange(len(lines))[:, None], lines.shape)
+            drawable = np.isfinite(lines) & (lines > floor)  # the first start's final code is at distance 0 from itself
             style: dict[str, Any] = {
                 "color": colour,
                 "marker": marker,
@@ -109,12 +109,12 @@ class Basin(Measurement):
                 "mfc": "none",
                 "alpha": 0.7,
             }
-            axes.plot(lines[shown], places[shown], label=label, **style)
+            axes.plot(lines[drawable], heights[drawable], label=label, **style)
         axes.axvline(self.tolerance, color="#000000", lw=1, ls="--", label=f"one attractor up to {self.tolerance:g}")
         axes.set_xscale("log")
-        tidy(axes, "relative distance of the code to where the first start ends", "")
+        tidy(axes, "relative distance to the final code from the first start", "")
         names = [
-            name if bool(ok.all()) else f"{name} ({int(ok.sum())} of {len(ok)} at rest)"
+            name if bool(ok.all()) else f"{name} ({int(ok.sum())} of {len(ok)} converged)"
             for name, ok in zip(self.starts, self.converged, strict=True)
         ]
         axes.set_yticks(range(len(names)), names, fontsize=SMALL)
@@ -136,7 +136,7 @@ def basin(
     max_steps: int = 10_000,
     seed: int = 0,
 ) -> Basin:
-    """Solve to rest from several initial states, in float64.
+    """Solve to the equilibrium from several initial states, in float64.
 
     The first start is the layer's own, the second zero, and the others Gaussian: independent entries, whose standard
     deviation is `scale` times the root mean square of the drive (of y0 where there is no drive).
@@ -145,9 +145,9 @@ def basin(
         subject: a VARS layer, or an `InitialValueProblem`.
         x: the layer's input, (batch, tokens, dim).
         num_starts: at least 2.
-        solver: a relaxation method, or another where the problem has `until`. By default "nesterov" for a convex
-            energy, whose minimisers are all there is to find, and "fixed_point", Euler's steps of the flow itself,
-            for other fields and where momentum blows up (it bears rates half as high); to |f| <= 1e-10 + 1e-8 |y|.
+        solver: a relaxation method, or any method if the problem has `until`. By default "nesterov" for a convex
+            energy, and "fixed_point" for other fields and where momentum diverges, as it may for rates above
+            1 / |G|; both to |f| <= 1e-10 + 1e-8 |y|.
         max_steps: limit of iterations of the default solvers.
         tolerance: relative distance of codes up to which two ends are one attractor.
         seed: of the Gaussian starts.
@@ -165,40 +165,38 @@ def basin(
         ends = [replace(problem, y0=y0).solve(method, float("inf")) for y0 in states]
         converged = torch.stack([end.status == int(Status.STEADY_STATE) for end in ends])
         if all(_residual(problem, end.y1) <= _residual(problem, y0) for end, y0 in zip(ends, states, strict=True)):
-            break  # at rest, or on the way
+            break  # none has diverged
     codes = [problem.code(end.y1) for end in ends]
-    outputs = [output for code in codes if (output := _output(subject, x, code)) is not None]
+    outputs = [output for code in codes if (output := problem.output(code)) is not None]
     return Basin(
         starts=tuple(starts),
         converged=converged.cpu(),
         status=torch.stack([end.status for end in ends]).cpu(),
-        start_distance=_distances([problem.code(y0) for y0 in states], codes[0]),
-        end_distance=_distances(codes, codes[0]),
-        output_distance=_distances(outputs, outputs[0]) if outputs else None,
+        start_distance=relative_errors([problem.code(y0) for y0 in states], codes[0]),
+        end_distance=relative_errors(codes, codes[0]),
+        output_distance=relative_errors(outputs, outputs[0]) if outputs else None,
         attractors=_count(codes, converged, tolerance).cpu(),
         tolerance=tolerance,
     )
 
 
 def _residual(problem: InitialValueProblem, state: Tensor) -> float:
-    """max |f| over all samples, infinite where it is no number."""
-    with torch.no_grad():
-        rate = problem.field(torch.zeros((), dtype=state.dtype, device=state.device), state, problem.args)
-    return float(rate.abs().nan_to_num(nan=float("inf")).max())
+    """max |f| over all samples; infinite if it is NaN."""
+    return float(problem.rate(state).abs().nan_to_num(nan=float("inf")).max())
 
 
 def _solvers(
     problem: InitialValueProblem, choice: str | solvers.Solver | None, max_steps: int
 ) -> Sequence[solvers.Solver]:
-    """What to try, in this order, until no start is blown up."""
+    """The methods to try in turn, until no start diverges."""
     if choice is None:
         methods = (solvers.Nesterov, solvers.FixedPoint) if problem.is_convex else (solvers.FixedPoint,)
         return [method(max_steps=max_steps, rtol=1e-8, atol=1e-10) for method in methods]
     chosen = solvers.get(choice)
     if not chosen.reaches_equilibrium and problem.until is None:
         raise ValueError(
-            f"{chosen} does not stop at rest; take a relaxation method such as 'fixed_point', or a problem with "
-            "until=solvers.SteadyState(...)"
+            f"{chosen} does not stop at the equilibrium; take a relaxation method such as 'fixed_point', or a problem "
+            "with until=solvers.SteadyState(...)"
         )
     return [chosen]
 
@@ -214,19 +212,11 @@ def _starts(problem: InitialValueProblem, count: int, scale: float, seed: int) -
     return starts
 
 
-def _output(subject: nn.Module | InitialValueProblem, x: Tensor | None, code: Tensor) -> Tensor | None:
-    return problem_of(subject, x).output(code)
-
-
-def _distances(codes: Sequence[Tensor], first: Tensor) -> Tensor:
-    return torch.stack([relative_error(code, first) for code in codes]).cpu()
-
-
 def _count(codes: Sequence[Tensor], converged: Tensor, tolerance: float) -> Tensor:
-    """Ends that are farther than `tolerance` from all those before them, counted."""
+    """The number of codes that are farther than `tolerance` from all those before them."""
     attractors = torch.ones(per_problem(codes[0]).shape[:-1], dtype=torch.long, device=codes[0].device)
     for i in range(1, len(codes)):
         nearest = torch.stack([relative_error(codes[i], codes[j]) for j in range(i)]).amin(0)
         attractors += nearest > tolerance
-    at_rest = converged.all(0).view(-1, *[1] * (attractors.ndim - 1))
-    return torch.where(at_rest, attractors, 0)
+    all_converged = converged.all(0).view(-1, *[1] * (attractors.ndim - 1))
+    return torch.where(all_converged, attractors, 0)

@@ -1,4 +1,4 @@
-"""Every measure of how a layer's solve converges, on one model and its input."""
+"""All measures of how the solve of a layer converges, for one model and its input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LARGE = 50_000  # entries of a state from which on fewer steps are taken
 
 
 class Piece(NamedTuple):
-    """A measure that was taken, or why it was not; `stem` names its files."""
+    """A measurement, or the reason why there is none; its files are named by `stem`."""
 
     stem: str
     title: str
@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 
 
 def chosen_layer(subject: Subject, layer: str | None) -> str:
-    """The layer to look at, the last one by default; a ValueError that lists them for one that is not there."""
+    """The name of the layer to measure, by default the last one; a ValueError for a name that is not in the model."""
     layers = list(layer_inputs(subject.model, subject.inputs))
     if layer is not None and layer not in layers:
         raise ValueError(f"there is no VARS layer {layer!r} in this model; its layers: {', '.join(layers)}")
@@ -50,13 +50,13 @@ def chosen_layer(subject: Subject, layer: str | None) -> str:
 def measure_convergence(
     subject: Subject, layer: str, solvers: Sequence[str], progress: Callable[[str, int], object]
 ) -> Iterator[Piece]:
-    """One measure after the other; what cannot be measured says why, and the others go on.
+    """Take one measure after the other. One that fails gives a `Piece` with the reason, and the others follow.
 
     Args:
         subject: the model with its input.
         layer: by name.
         solvers: names out of `solvers.available()`.
-        progress: called with the title of what comes next and the number of measures.
+        progress: called with the title of the next measure and the number of measures.
     """
     measures = _measures(subject, layer, check_solvers(solvers))
     for stem, (title, measure) in measures.items():
@@ -65,7 +65,7 @@ def measure_convergence(
 
 
 def check_solvers(names: Sequence[str]) -> tuple[str, ...]:
-    """The names without repetitions; a ValueError that lists what there is for one that is unknown."""
+    """The names without repetitions; a ValueError for an unknown one."""
     for name in names:
         if not name:
             raise ValueError(
@@ -81,10 +81,10 @@ Measure = tuple[str, Callable[[], Measurement]]
 
 
 def _measures(subject: Subject, name: str, names: Sequence[str]) -> dict[str, Measure]:
-    """File stem -> title and measure, in the order of the page. What several need is computed by the first."""
+    """File stem -> title and measure, in the order of the page. Shared references are computed when first needed."""
     layer, tokens = layer_inputs(subject.model, subject.inputs)[name]
     problem = problem_of(layer, tokens)
-    single = problem_of(layer, tokens[:1])  # curves over the cost of a solve need no more than one input
+    single = problem_of(layer, tokens[:1])  # one input is enough where many solvers are compared
     equilibrium = _Once(lambda: find_equilibrium(problem))
     single_equilibrium = _Once(lambda: find_equilibrium(single))
     state = _Once(lambda: reference_state(single, 500 if single.y0.numel() > _LARGE else 1000))
@@ -110,7 +110,7 @@ def _measures(subject: Subject, name: str, names: Sequence[str]) -> dict[str, Me
 
 
 class _Once:
-    """Computes on the first call and remembers."""
+    """A function without arguments whose result is computed at the first call and kept."""
 
     def __init__(self, compute: Callable[[], Any]) -> None:
         self._compute = compute
@@ -125,9 +125,7 @@ class _Once:
 def _orders(problem: InitialValueProblem, names: Sequence[str], reference: Tensor) -> Convergences:
     fixed = [name for name in names if isinstance(_solvers.get(name), _solvers.FixedStepSolver)]
     if not fixed:
-        raise ValueError(
-            "none of the solvers is one of fixed step, such as euler or rk4, whose order could be measured"
-        )
+        raise ValueError("none of the solvers has fixed steps, as euler and rk4 have, so there is no order to measure")
     return Convergences(
         tuple(
             order_of_convergence(problem.field, problem.y0, problem.t1, problem.args, name, reference=reference)
@@ -138,7 +136,7 @@ def _orders(problem: InitialValueProblem, names: Sequence[str], reference: Tenso
 
 def _to_trajectory(problem: InitialValueProblem, names: Sequence[str], reference: Tensor) -> Measurement:
     if not names:
-        raise ValueError("all of the solvers return the equilibrium and follow no trajectory")
+        raise ValueError("all of the solvers return the equilibrium, and none of them a trajectory")
     code = problem.to(torch.float64).code(reference)
     return _solver_by_solver(problem, names, "trajectory", code)
 
@@ -151,7 +149,7 @@ def _to_equilibrium(problem: InitialValueProblem, names: Sequence[str], equilibr
 def _solver_by_solver(
     problem: InitialValueProblem, names: Sequence[str], reference: Reference, code: Tensor
 ) -> WorkPrecision:
-    """`work_precision` with a note in place of a solver that cannot take the problem on."""
+    """`work_precision`, with a note in place of a solver that cannot solve the problem."""
     points: list[Point] = []
     notes = []
     for name in names:
@@ -165,7 +163,7 @@ def _solver_by_solver(
 
 
 def _trace(problem: InitialValueProblem, equilibrium: Equilibrium) -> Measurement:
-    """Euler with dt = 1, ISTA, whatever the layer's own solver: in its steps spectral radius and energy mean most."""
+    """A trace of ISTA, Euler with dt = 1, whatever the layer's own solver: the spectral radius is that of its step."""
     horizon = max(_TRACE_HORIZON, problem.t1 if math.isfinite(problem.t1) else 0.0)
     iterations = 10 if problem.y0.numel() > _LARGE else 60
     return trace(
@@ -187,5 +185,5 @@ def _maps(layer: ReconstructionLayer, tokens: Tensor, subject: Subject) -> Measu
 def _measure(stem: str, title: str, measure: Callable[[], Measurement]) -> Piece:
     try:
         return Piece(stem, title, measure())
-    except (ValueError, RuntimeError, torch.OutOfMemoryError) as error:  # the others go on; the page tells why
+    except (ValueError, RuntimeError, torch.OutOfMemoryError) as error:  # the next measures are still taken
         return Piece(stem, title, missing=str(error))

@@ -1,4 +1,4 @@
-"""Where a field comes to rest, in float64: the reference that solves are measured by."""
+"""The equilibrium of a field, in float64: the reference for the errors of solves."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vars_ode.fields import ReconstructionArgs, kkt_residual
 
 @dataclass(frozen=True)
 class Equilibrium:
-    """A state of rest in float64.
+    """An equilibrium in float64.
 
     Attributes:
         state, code: (batch, ...).
         residual: max |f| at the state, (batch,).
-        converged: whether that is small enough to call it rest, (batch,) boolean.
+        converged: whether the residual is below the tolerance, (batch,) boolean.
     """
 
     state: Tensor
@@ -30,29 +30,29 @@ class Equilibrium:
     converged: Tensor
 
     def require(self) -> Equilibrium:
-        """Itself; a ValueError where a sample did not come to rest."""
+        """The equilibrium itself; a ValueError if it was not found for some sample."""
         if bool(self.converged.all()):
             return self
         raise ValueError(
             f"no equilibrium was found for {int((~self.converged).sum())} of {len(self.converged)} samples: max |f| "
             f"stays at {float(self.residual.nan_to_num(math.inf).max()):.2g}. The field may have none (a learned "
-            'factor, the "gelu" threshold), its rate may be unstable, or its Gram so ill-conditioned that rest is out '
-            'of reach. reference="trajectory" needs none'
+            'factor, the "gelu" threshold), its rate may be unstable, or its Gram too ill-conditioned. '
+            'reference="trajectory" needs no equilibrium'
         )
 
 
 @torch.no_grad()
 def find_equilibrium(problem: InitialValueProblem, tolerance: float = 1e-9, max_steps: int = 3000) -> Equilibrium:
-    """The state in which the flow from y0 comes to rest.
+    """The equilibrium to which the flow from y0 converges.
 
-    A lasso problem is solved by Douglas-Rachford splitting, which tells the support and the signs of the code; the
-    values follow from the linear system G_SS a_S = b_S - lam sign(a_S), to rounding even where G is ill-conditioned.
-    At lam = 0 minimisers need not be unique, and the flow keeps what G does not see of its start:
-    G^+ b + (I - G^+ G) y0. Other fields are iterated, T(y) = y + f(y), and then accelerated (Anderson).
+    For a lasso problem Douglas-Rachford splitting finds the support S and the signs of the code; its values are then
+    the solution of the linear system G_SS a_S = b_S - lam sign(a_S), exact to rounding even if G is ill-conditioned. At
+    lam = 0 minimisers need not be unique; the flow keeps the part of y0 in the null space of G, and its limit is
+    G^+ b + (I - G^+ G) y0. Other fields are iterated, T(y) = y + f(y), and then by Anderson's acceleration.
 
     Args:
-        problem: its solver plays no part.
-        tolerance: max |f| <= tolerance (1 + max |y|) counts as rest.
+        problem: its own solver is not used.
+        tolerance: a state with max |f| <= tolerance (1 + max |y|) counts as an equilibrium.
         max_steps: of each of the methods.
     """
     problem = problem.to(torch.float64)
@@ -62,13 +62,13 @@ def find_equilibrium(problem: InitialValueProblem, tolerance: float = 1e-9, max_
             return _assess(problem, _linear_limit(problem, args), tolerance)
         return _assess(problem, _lasso(problem, args, tolerance, max_steps), tolerance)
     best = _assess(problem, problem.y0, tolerance)
-    # momentum does not bear rates between 1 / |G| and 2 / |G|, under which plain iteration still converges
+    # momentum diverges for rates between 1 / |G| and 2 / |G|, for which plain iteration still converges
     methods = (solvers.Nesterov, solvers.FixedPoint) if problem.is_convex else (solvers.FixedPoint, solvers.Anderson)
     for method in methods:
         solver = method(max_steps=max_steps, rtol=0.1 * tolerance, atol=0.1 * tolerance)
         restarted = InitialValueProblem(problem.field, best.state, args)
         found = _assess(problem, restarted.solve(solver).y1, tolerance)
-        better = (found.residual < best.residual).view(-1, *[1] * (best.state.ndim - 1))  # False where it blew up
+        better = (found.residual < best.residual).view(-1, *[1] * (best.state.ndim - 1))  # False where it diverged
         best = _assess(problem, torch.where(better, found.state, best.state), tolerance)
         if bool(best.converged.all()):
             break
@@ -76,14 +76,13 @@ def find_equilibrium(problem: InitialValueProblem, tolerance: float = 1e-9, max_
 
 
 def _assess(problem: InitialValueProblem, state: Tensor, tolerance: float) -> Equilibrium:
-    rate = problem.field(torch.zeros((), dtype=state.dtype, device=state.device), state, problem.args)
-    residual = rate.flatten(1).abs().amax(1)
+    residual = problem.rate(state).flatten(1).abs().amax(1)
     converged = residual <= tolerance * (1 + state.flatten(1).abs().amax(1))
     return Equilibrium(state, problem.code(state), residual, converged)
 
 
 def _linear_limit(problem: InitialValueProblem, args: ReconstructionArgs) -> Tensor:
-    """The limit of the linear flow y' = eta (b - G y), which both fields are at lam = 0."""
+    """The limit of the linear flow y' = eta (b - G y), to which both fields reduce at lam = 0."""
     inverse = torch.linalg.pinv(args.gram, rtol=1e-12, hermitian=True)
     return problem.y0 + inverse @ (args.drive - args.gram @ problem.y0)
 
@@ -101,7 +100,9 @@ def _lasso(problem: InitialValueProblem, args: ReconstructionArgs, tolerance: fl
 
 
 def polish(code: Tensor, args: ReconstructionArgs) -> Tensor:
-    """The code that solves the optimality conditions exactly on its own support and signs, wherever that is better.
+    """The code with its nonzero entries replaced by the solution of the optimality conditions on its support.
+
+    Support and signs are kept. Where the replacement does not lower the KKT residual, the code is returned as it was.
 
     Args:
         code: (batch, ..., m, d), exactly zero off its support.

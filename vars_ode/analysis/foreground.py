@@ -1,4 +1,4 @@
-"""Which tokens show the object: a rule without learning, for pictures whose border is background."""
+"""Which tokens show the object: a rule without learned parameters, for pictures whose border is background."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def boundary_foreground(features: Tensor, grid: Grid) -> Tensor:
     (Otsu, A threshold selection method from gray-level histograms, 1979).
 
     Args:
-        features: what a token is described by, (batch, tokens, channels), tokens in row-major order.
+        features: of each token, (batch, tokens, channels), tokens in row-major order.
         grid: (height, width) with height * width tokens.
     """
     check_tokens(grid, features.shape[1])

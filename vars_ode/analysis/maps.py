@@ -1,4 +1,4 @@
-"""Attention maps over solver time, and how much of the attention falls on the foreground."""
+"""Attention maps over solver time, and the share of attention on the foreground."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 import solvers
 from vars_ode.analysis.foreground import boundary_foreground
-from vars_ode.analysis.measurement import Measurement, Row, number
+from vars_ode.analysis.measurement import Measurement, number
 from vars_ode.analysis.problems import check_layer, with_its_step
 from vars_ode.grids import Grid, check_tokens, infer_grid
 from vars_ode.layer import ReconstructionLayer
@@ -33,12 +33,12 @@ class AttentionMaps(Measurement):
 
     Attributes:
         times: (times,).
-        maps: from value tokens (last) to output tokens, (times, batch, heads, tokens, tokens).
+        maps: the weight of each value token (last axis) in each output token, (times, batch, heads, tokens, tokens).
         foreground: (batch, grid tokens) boolean.
-        concentration: sum over foreground tokens j of |A_ij| / sum over grid tokens j of |A_ij|, i summed as well: the
-            share of attention on the foreground, (times, batch, heads).
-        chance: the share of grid tokens that are foreground, (batch,): what even attention would give.
-        grid: (height, width) of the last tokens; those before them are prefix tokens, left out of the measure.
+        concentration: the share of attention on the foreground, (times, batch, heads): the sum of |A_ij| over all i and
+            over foreground tokens j, divided by the sum over all i and all grid tokens j.
+        chance: the share of grid tokens that are foreground, (batch,): the concentration of uniform attention.
+        grid: (height, width) of the last tokens; the tokens before them are prefix tokens and are not measured.
     """
 
     times: tuple[float, ...]
@@ -50,18 +50,21 @@ class AttentionMaps(Measurement):
 
     @property
     def received(self) -> Tensor:
-        """How strongly each place is attended to, |A| over queries and heads, (times, batch, height, width); sum 1."""
+        """The attention that each grid token receives: |A| summed over queries and heads, normalised to sum 1.
+
+        (times, batch, height, width).
+        """
         mass = self.maps[..., -math.prod(self.grid) :].abs().sum((2, 3))
         return (mass / _positive(mass.sum(-1, keepdim=True))).unflatten(-1, self.grid)
 
     def findings(self) -> list[str]:
         lift = (self.concentration.mean(2) / _positive(self.chance)).mean(1)
         return [
-            f"Attention on the foreground is {float(lift[0]):.2f} times its area at t = {self.times[0]:g}, and "
-            f"{float(lift[-1]):.2f} times at t = {self.times[-1]:g}."
+            f"The share of attention on the foreground is {float(lift[0]):.2f} times its share of the area at "
+            f"t = {self.times[0]:g}, and {float(lift[-1]):.2f} times at t = {self.times[-1]:g}."
         ]
 
-    def to_rows(self) -> list[Row]:
+    def to_rows(self) -> list[dict[str, Any]]:
         return [
             {
                 "time": self.times[t],
@@ -74,10 +77,10 @@ class AttentionMaps(Measurement):
         ]
 
     def plot(self, images: Tensor | None = None) -> Figure:
-        """Maps of up to four inputs over time, each row on a scale of its own, and the concentration below.
+        """Maps of up to four inputs over time, with a colour scale per row, and the concentration below.
 
         Args:
-            images: what the tokens were made of, (batch, channels, height, width) in [0, 1], shown on the left.
+            images: the input of the model, (batch, channels, height, width) in [0, 1], drawn on the left.
         """
         count, received = min(MAX_PICTURES, self.maps.shape[1]), self.received.numpy()
         columns = len(self.times) + (2 if images is not None else 1)
@@ -86,13 +89,13 @@ class AttentionMaps(Measurement):
         upper, lower = parts
         panels = upper.subplots(count, columns, squeeze=False)
         for i, row in enumerate(panels):
-            shown = list(row)
+            free = list(row)
             if images is not None:
-                _picture(shown.pop(0), _as_picture(images[i]), "input" if i == 0 else "", cmap="gray", vmin=0, vmax=1)
+                _picture(free.pop(0), _as_picture(images[i]), "input" if i == 0 else "", cmap="gray", vmin=0, vmax=1)
             mask = self.foreground[i].view(self.grid).double().numpy()
-            _picture(shown.pop(0), mask, "foreground" if i == 0 else "", cmap="gray", vmin=0, vmax=1)
+            _picture(free.pop(0), mask, "foreground" if i == 0 else "", cmap="gray", vmin=0, vmax=1)
             low, top = float(received[:, i].min()), float(received[:, i].max())
-            for axes, t, picture in zip(shown, self.times, received[:, i], strict=True):
+            for axes, t, picture in zip(free, self.times, received[:, i], strict=True):
                 _picture(
                     axes,
                     picture,
@@ -109,8 +112,8 @@ class AttentionMaps(Measurement):
         axes.plot(self.times, lift, color=COLOURS[5], lw=1, alpha=0.8)
         axes.plot(self.times, lift.mean(1), color=COLOURS[0], marker="o", ms=5, lw=2, label="mean over inputs")
         axes.plot([], [], color=COLOURS[5], lw=1, label="an input, mean over heads")
-        axes.axhline(1.0, color="#000000", lw=1, ls="--", label="even attention")
-        tidy(axes, "solver time t", "times chance", "Attention on the foreground, relative to its area")
+        axes.axhline(1.0, color="#000000", lw=1, ls="--", label="uniform attention")
+        tidy(axes, "solver time t", "times chance", "Share of attention on the foreground, over its share of the area")
         axes.legend(fontsize=SMALL, frameon=False)
 
 
@@ -128,12 +131,12 @@ def attention_maps(
     Args:
         layer: the layer.
         x: the tokens that reach it, (batch, tokens, dim).
-        times: horizons; 0 is the map of the initial state.
+        times: horizons; 0 gives the map of the initial state.
         foreground: which grid tokens show the object, (batch, grid tokens) boolean; `boundary_foreground` of the
             layer's input by default.
         grid: (height, width), whose tokens come last; the largest square by default.
-        solver: the layer's own by default, with the step that it has over the layer's own horizon; Euler with dt = 1
-            in place of relaxation methods, which know no time.
+        solver: the layer's own by default, with the step length that it has over the layer's own horizon; Euler with
+            dt = 1 if that is a relaxation method, which has no time.
     """
     check_layer(layer)
     times = _check_times(times)
@@ -144,15 +147,15 @@ def attention_maps(
     foreground = _check_foreground(foreground, (x.shape[0], math.prod(size)))
     stepping = _stepping(layer, solver)
     with evaluation_mode(layer):
-        maps = torch.stack([_at(layer, time, stepping).attention_map(x).detach() for time in times]).cpu()
+        maps = torch.stack([_at_horizon(layer, time, stepping).attention_map(x).detach() for time in times]).cpu()
     foreground = foreground.cpu()
     mass = maps[..., prefix:].abs().double()
-    on_it = (mass * foreground[:, None, None]).sum((-2, -1)) / _positive(mass.sum((-2, -1)))
-    return AttentionMaps(times, maps, foreground, on_it, foreground.double().mean(1), (size[0], size[1]))
+    share = (mass * foreground[:, None, None]).sum((-2, -1)) / _positive(mass.sum((-2, -1)))
+    return AttentionMaps(times, maps, foreground, share, foreground.double().mean(1), (size[0], size[1]))
 
 
-def _at(layer: ReconstructionLayer, time: float, solver: solvers.Solver) -> ReconstructionLayer:
-    """The same layer, parameters shared, with another horizon."""
+def _at_horizon(layer: ReconstructionLayer, time: float, solver: solvers.Solver) -> ReconstructionLayer:
+    """A copy of the layer with another horizon; parameters are shared."""
     instant = time < _INSTANT
     solver = solvers.Euler(num_steps=1) if instant else solver
     return with_solver(layer, solver, t1=max(time, _INSTANT), until=False)
@@ -163,7 +166,7 @@ def _stepping(layer: ReconstructionLayer, choice: str | solvers.Solver | None) -
     if solver.reaches_equilibrium:
         if choice is not None:
             raise ValueError(
-                f"{solver} returns the equilibrium whatever the time; take a solver such as 'euler' or 'rk4'"
+                f"{solver} returns the equilibrium whatever the horizon; take a solver such as 'euler' or 'rk4'"
             )
         return solvers.Euler(dt=1.0)
     return with_its_step(solver, layer.t1)

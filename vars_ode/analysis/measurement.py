@@ -1,4 +1,4 @@
-"""What every measurement can do beside holding its numbers: be drawn, and leave as rows, as a data frame, as CSV."""
+"""The base of all measurements: numbers that can be drawn, and exported as rows, as a data frame or as CSV."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-Row = dict[str, Any]
-
 
 class Measurement(ABC):
-    """Base of the results. Concrete ones are frozen dataclasses of numbers, strings and tensors on the CPU."""
+    """The result of a measurement. Subclasses are frozen dataclasses of numbers, strings and tensors on the CPU."""
 
     @abstractmethod
     def plot(self) -> Figure:
-        """A figure of its own (no global state, Agg canvas): `figure.savefig("plot.png")`."""
+        """A new figure, independent of pyplot: `figure.savefig("plot.png")`."""
 
     @abstractmethod
-    def to_rows(self) -> list[Row]:
-        """One flat mapping per number measured, all with the same keys; None for what does not exist."""
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A dict of column -> value for each measured point, all with the same columns; None where undefined."""
 
     @abstractmethod
     def findings(self) -> list[str]:
-        """What the numbers say, in sentences."""
+        """The main results, in sentences."""
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the rows; returns the path."""
@@ -38,18 +36,18 @@ class Measurement(ABC):
         return path
 
     def to_dataframe(self) -> Any:
-        """The rows as a `pandas.DataFrame`; an ImportError where pandas, which is no dependency, is missing."""
+        """The rows as a `pandas.DataFrame`; an ImportError if pandas, which is not a dependency, is missing."""
         try:
             import pandas  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError as error:
             raise ImportError(
-                "to_dataframe needs pandas, which is not installed and no dependency of vars-ode: pip install pandas, "
-                "or take to_rows() or to_csv(path), which hold the same"
+                "to_dataframe needs pandas, which is not installed: pip install pandas, or use to_rows() or "
+                "to_csv(path), which hold the same numbers"
             ) from error
         return pandas.DataFrame(self.to_rows())
 
 
 def number(value: Any) -> float | None:
-    """A tensor of one element as a float, NaN as None: what there is not leaves an empty cell."""
+    """A tensor of one element as a float; NaN becomes None, an empty field in a CSV file."""
     value = float(value)
     return None if value != value else value

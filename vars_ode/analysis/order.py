@@ -13,26 +13,26 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import solvers
-from vars_ode.analysis.measurement import Measurement, Row, number
+from vars_ode.analysis.measurement import Measurement, number
 from vars_ode.analysis.problems import InitialValueProblem
 from vars_ode.plotting import COLOURS, MARKERS, literal, new_figure, plain_log_axis, tidy
 
 DEFAULT_STEPS = (8, 16, 32, 64, 128)
-_ROUNDING = 1e-13  # relative errors below are no truncation errors any more
+_ROUNDING = 1e-13  # relative errors below it are rounding errors
 
 
 @dataclass(frozen=True)
 class Convergence(Measurement):
-    """How the error of a solver falls with its step.
+    """The error of a solver as a function of its step length.
 
     Attributes:
         solver: its name.
-        nominal: the order it has on smooth fields, where it tells.
-        slope: the order measured, the slope of log error over log dt; NaN where fewer than two errors are usable.
+        nominal: the order that it has on smooth fields; None if the class does not state one.
+        slope: the measured order, the slope of log error over log dt; NaN with fewer than two usable errors.
         steps: numbers of steps.
         dt: their lengths.
-        errors: relative, |y - reference|_2 / |reference|_2 at t1; NaN for solves that blew up.
-        used: which of them the line was fitted to: finite ones above rounding.
+        errors: relative, |y - reference|_2 / |reference|_2 at t1; NaN for solves that diverged.
+        used: which errors the line was fitted to: the finite ones above rounding.
     """
 
     solver: str
@@ -43,7 +43,7 @@ class Convergence(Measurement):
     errors: tuple[float, ...]
     used: tuple[bool, ...]
 
-    def to_rows(self) -> list[Row]:
+    def to_rows(self) -> list[dict[str, Any]]:
         lines = zip(self.steps, self.dt, self.errors, self.used, strict=True)
         known = {"solver": self.solver, "nominal_order": self.nominal, "measured_order": number(self.slope)}
         return [{**known, "steps": n, "dt": dt, "error": number(error), "used": used} for n, dt, error, used in lines]
@@ -57,18 +57,18 @@ class Convergence(Measurement):
 
 @dataclass(frozen=True)
 class Convergences(Measurement):
-    """Several solvers on one problem, in one table and one figure."""
+    """Several solvers on one problem."""
 
     parts: tuple[Convergence, ...]
 
-    def to_rows(self) -> list[Row]:
+    def to_rows(self) -> list[dict[str, Any]]:
         return [row for part in self.parts for row in part.to_rows()]
 
     def findings(self) -> list[str]:
         return [sentence for part in self.parts for sentence in part.findings()]
 
     def plot(self) -> Figure:
-        """Errors over dt, each solver with the line fitted to it."""
+        """Errors over dt, with the fitted line of each solver."""
         figure = new_figure(6.5, 4.6)
         axes = figure.subplots()
         for i, one in enumerate(self.parts):
@@ -76,8 +76,8 @@ class Convergences(Measurement):
             dt, errors, used = (np.array(values) for values in (one.dt, one.errors, one.used))
             nominal = f" (nominal {one.nominal})" if one.nominal else ""
             label = f"{literal(one.solver)}: order {one.slope:.2f}{nominal}"
-            shown = np.isfinite(errors) & (errors > 0)
-            axes.plot(dt[shown], errors[shown], marker, color=colour, ms=7, mfc="white", mew=1.5, label=label)
+            drawable = np.isfinite(errors) & (errors > 0)
+            axes.plot(dt[drawable], errors[drawable], marker, color=colour, ms=7, mfc="white", mew=1.5, label=label)
             if math.isfinite(one.slope):
                 level = np.log(errors[used]).mean() - one.slope * np.log(dt[used]).mean()
                 axes.plot(dt[used], np.exp(level) * dt[used] ** one.slope, color=colour, lw=1.2)
@@ -102,12 +102,12 @@ def order_of_convergence(
 ) -> Convergence:
     """Fit p in |y_dt(t1) - y(t1)| = C dt^p, everything in float64.
 
-    On a field with kinks, such as those of the soft threshold, no method shows more than order 2 once trajectories
-    cross them: between kinks the field is linear, and each crossing costs an error of dt^2.
+    On a field with kinks, such as the soft threshold has, the measured order is at most 2 if trajectories cross them:
+    between kinks the field is linear, and each crossing adds an error of dt^2.
 
     Args:
         field, y0, t1, args: as for `solvers.solve`.
-        solver: one of fixed step, by name or as an object, whose own step count plays no part.
+        solver: a fixed-step method, by name or as an object; its own step count is not used.
         steps: numbers of steps, at least two different ones.
         reference: y(t1); by default from `reference_state`, in sixteen times as many steps.
     """
@@ -129,12 +129,12 @@ def order_of_convergence(
 def reference_state(problem: InitialValueProblem, num_steps: int = 2000) -> Tensor:
     """y(t1) in float64 by RK4 in many steps.
 
-    Error control does not pay here: a state of thousands of entries crosses a kink of the soft threshold in nearly
-    every step, so that Dopri5 at rtol = 1e-9 costs three times as much for a tenth of the accuracy (3e-9, measured on
-    a layer of 2,048 entries at t1 = 5).
+    Not by a method with error control: a state of thousands of entries crosses a kink of the soft threshold in nearly
+    every step, and Dopri5 at rtol = 1e-9 takes three times as long for a tenth of the accuracy (3e-9, measured on a
+    layer of 2,048 entries at t1 = 5).
 
     Raises:
-        ValueError: it blew up.
+        ValueError: the solve diverged.
     """
     solution = problem.to(torch.float64).solve(solvers.RK4(num_steps=num_steps))
     if not bool(solution.y1.isfinite().all()):

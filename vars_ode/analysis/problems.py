@@ -1,8 +1,7 @@
-"""What is measured: an initial value problem, or the one that a layer states for an input."""
+"""Initial value problems: given as such, or stated by a layer for an input."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,9 +30,9 @@ class InitialValueProblem:
 
     Attributes:
         field, y0, args, t1: as for `solvers.solve`.
-        solver: by which it is solved where nothing else is said.
-        until: when a sample is at rest.
-        read_out: from a code, of whatever precision, to the output, where there is one.
+        solver: the default of `solve`.
+        until: when to stop a sample before t1.
+        read_out: from a code of any precision to the output; None if there is none.
     """
 
     field: solvers.Field
@@ -45,28 +44,33 @@ class InitialValueProblem:
     read_out: Callable[[Tensor], Tensor] | None = None
 
     def to(self, dtype: torch.dtype) -> InitialValueProblem:
-        """The same problem, its numbers widened or rounded; the read-out stays as it is."""
+        """The same problem with y0 and args in another precision; the read-out is unchanged."""
         return replace(self, y0=self.y0.to(dtype), args=cast_floating(self.args, dtype))
 
     def code(self, state: Tensor) -> Tensor:
-        """What a state stands for: the code, of fields that tell codes from states, and else the state."""
+        """The code of a state, for fields with a method `code`; otherwise the state itself."""
         own = getattr(self.field, "code", None)
         return state if own is None else own(state, self.args)
 
     def output(self, code: Tensor) -> Tensor | None:
-        """The read-out of a code of any precision; None where there is no read-out."""
+        """The read-out of a code of any precision; None without a read-out."""
         if self.read_out is None:
             return None
         with torch.no_grad():
             return self.read_out(code).double()
 
+    def rate(self, state: Tensor) -> Tensor:
+        """f(0, state), without gradient."""
+        with torch.no_grad():
+            return self.field(torch.zeros((), dtype=state.dtype, device=state.device), state, self.args)
+
     @property
     def is_convex(self) -> bool:
-        """Whether the field comes to rest at the minimisers of the convex energy E."""
+        """Whether the equilibria of the field are the minimisers of the convex energy E."""
         return self.why_no_energy() is None
 
     def why_no_energy(self) -> str | None:
-        """Why there is no energy to measure; None where there is one."""
+        """The reason why the field descends no energy; None if it does."""
         return why_no_energy(self.field, self.args)
 
     def solve(
@@ -76,7 +80,7 @@ class InitialValueProblem:
         save_at: Sequence[float] | Literal["steps"] | None = None,
         until: SteadyState | None = None,
     ) -> solvers.Solution:
-        """A solve without gradients; failures are told by the status and not by a warning."""
+        """A solve without gradients; failures are in the status, and there is no warning."""
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", solvers.SolverWarning)
             return solvers.solve(
@@ -91,18 +95,16 @@ class InitialValueProblem:
 
 
 def with_its_step(choice: str | solvers.Solver, t1: float) -> solvers.Solver:
-    """The solver for other horizons than t1: one that cuts t1 into `num_steps` keeps the length of these steps."""
+    """The solver for another horizon than t1: with `num_steps` of t1 turned into the step length dt."""
     solver = solvers.get(choice)
-    if isinstance(solver, solvers.FixedStepSolver) and solver.num_steps and math.isfinite(t1):
-        return solvers.get(solver, num_steps=None, dt=t1 / solver.num_steps)
-    return solver
+    return solver.with_step_of(t1) if isinstance(solver, solvers.FixedStepSolver) else solver
 
 
 def problem_of(subject: nn.Module | InitialValueProblem, x: Tensor | None = None) -> InitialValueProblem:
     """The initial value problem that `subject` states.
 
     Args:
-        subject: a VARS layer, or a problem, which is returned as it is.
+        subject: a VARS layer, or a problem, which is returned unchanged.
         x: the tokens that reach the layer, (batch, tokens, dim); None with a problem.
     """
     if isinstance(subject, InitialValueProblem):
@@ -114,7 +116,7 @@ def problem_of(subject: nn.Module | InitialValueProblem, x: Tensor | None = None
     layer: ReconstructionLayer = check_layer(subject)
     if not isinstance(x, Tensor):
         raise ValueError(
-            f"a layer states a problem for an input only: give x, tokens (batch, tokens, dim); got {type(x).__name__}"
+            f"a layer states a problem for an input: give x, tokens (batch, tokens, dim); got {type(x).__name__}"
         )
     with evaluation_mode(layer), torch.no_grad():
         args, read_out = layer.problem(x)
@@ -122,13 +124,13 @@ def problem_of(subject: nn.Module | InitialValueProblem, x: Tensor | None = None
         y0 = layer.initial_state(args)
 
     def in_its_precision(code: Tensor) -> Tensor:
-        return read_out(code.to(y0.dtype))  # templates stay in the layer's
+        return read_out(code.to(y0.dtype))  # that of the templates
 
     return InitialValueProblem(layer.field, y0, args, layer.t1, layer.solver, layer.until, in_its_precision)
 
 
 def check_layer(layer: Any, kind: type[L] = ReconstructionLayer) -> L:  # type: ignore[assignment]
-    """`layer` itself; a ValueError unless it is a VARS layer, of `kind`."""
+    """`layer` itself; a ValueError unless it is a VARS layer of the class `kind`."""
     if isinstance(layer, kind):
         return layer
     is_model = isinstance(layer, nn.Module) and bool(vars_layers(layer))
@@ -138,12 +140,17 @@ def check_layer(layer: Any, kind: type[L] = ReconstructionLayer) -> L:  # type: 
 
 
 def per_problem(values: Tensor) -> Tensor:
-    """(batch, ..., rest) to (batch, n), or (batch, heads, ...) to (batch, heads, n): see `InitialValueProblem`."""
+    """(batch, ...) to (batch, n), or (batch, heads, ...) of four or more dimensions to (batch, heads, n)."""
     return values.flatten(2) if values.ndim >= 4 else values.flatten(1) if values.ndim > 1 else values[:, None]
 
 
+def relative_errors(found: Sequence[Tensor], expected: Tensor) -> Tensor:
+    """`relative_error` of each, (count, batch) or (count, batch, heads), on the CPU."""
+    return torch.stack([relative_error(one, expected) for one in found]).cpu()
+
+
 def relative_error(found: Tensor, expected: Tensor) -> Tensor:
-    """|found - expected|_2 / |expected|_2 per problem, in float64; the plain distance where `expected` is zero."""
+    """|found - expected|_2 / |expected|_2 per problem, in float64; the absolute distance where `expected` is zero."""
     found, expected = per_problem(found.double()), per_problem(expected.double())
     size = torch.linalg.vector_norm(expected, dim=-1)
     return torch.linalg.vector_norm(found - expected, dim=-1) / torch.where(size > 0, size, 1.0)

@@ -1,4 +1,4 @@
-"""How far attention as an attractor is from self-attention, per layer and head."""
+"""The distance of VARS attention from self-attention, per layer and head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import solvers
-from vars_ode.analysis.measurement import Measurement, Row, number
+from vars_ode.analysis.measurement import Measurement, number
 from vars_ode.analysis.problems import relative_error
 from vars_ode.attention import VARSAttention
 from vars_ode.measuring import evaluation_mode
@@ -24,14 +24,14 @@ from vars_ode.plotting import SMALL, literal, new_figure
 
 @dataclass(frozen=True, eq=False)
 class SingleStepGap(Measurement):
-    """Distances of a layer's output per head, before its projection, to what attention in one step would give.
+    """Distances between the output of each head, before the projection, and that of attention in one step.
 
     Attributes:
         layers: their names, (layers,).
         to_limit: |o - o'|_2 / |o'|_2 with o' of `layer.single_step_limit()`, averaged over images, (layers, heads);
-            NaN for heads that a layer does not have.
+            NaN where a layer has fewer heads.
         to_softmax: the same with o' = softmax(Q K^T / sqrt(d)) V of the layer's own queries, keys and values.
-        limit_cosine, softmax_cosine: cosine of the angle between the two outputs, which scale does not change.
+        limit_cosine, softmax_cosine: cosine of the angle between the two outputs, which does not depend on their scale.
     """
 
     layers: tuple[str, ...]
@@ -42,9 +42,9 @@ class SingleStepGap(Measurement):
 
     def findings(self) -> list[str]:
         mean = float(self.to_softmax.nanmean())
-        return [f"Outputs per head are at a relative distance of {mean:.2g} from softmax attention, on average."]
+        return [f"The mean relative distance of the heads' outputs from softmax attention is {mean:.2g}."]
 
-    def to_rows(self) -> list[Row]:
+    def to_rows(self) -> list[dict[str, Any]]:
         columns = ("to_limit", "to_softmax", "limit_cosine", "softmax_cosine")
         return [
             {"layer": name, "head": head, **{column: number(getattr(self, column)[i, head]) for column in columns}}
@@ -54,7 +54,7 @@ class SingleStepGap(Measurement):
         ]
 
     def plot(self) -> Figure:
-        """Two tables in colour, layers by heads."""
+        """Two heat maps, layers by heads."""
         heads = self.to_limit.shape[1]
         figure = new_figure(2.6 + 2 * max(1.6, 0.62 * heads), 1.5 + 0.36 * len(self.layers))
         grid = figure.subplots(1, 2, sharey=True)
@@ -69,12 +69,12 @@ def single_step_gap(model: nn.Module, x: Tensor) -> SingleStepGap:
     """Compare every VARS layer, on the tokens that reach it, with its single-step limit and with softmax attention.
 
     In the limit (zero start, lam = 0, eta = 1, one Euler step) the code is the drive and the output Phi Phi^T V, kernel
-    self-attention. With dictionary="softmax" both comparisons are one. Convolutional layers have no such limit and
-    are left out.
+    self-attention. With dictionary="softmax" the two comparisons are the same. Convolutional layers have no such limit
+    and are skipped.
 
     Args:
         model: a layer, or a model with layers.
-        x: what it takes: tokens (batch, tokens, dim) for a layer, images for a model.
+        x: its input: tokens (batch, tokens, dim) for a layer, images for a model.
     """
     inputs = {n: (found, t) for n, (found, t) in layer_inputs(model, x).items() if isinstance(found, VARSAttention)}
     if not inputs:
@@ -105,15 +105,15 @@ def _compare(layer: VARSAttention, tokens: Tensor) -> Tensor:
 
 
 def head_outputs(layer: VARSAttention, tokens: Tensor) -> Tensor:
-    """Phi a per head, before they are joined and projected, (batch, heads, tokens, head_dim)."""
+    """Phi a per head, before heads are joined and projected, (batch, heads, tokens, head_dim)."""
     args, read_out = layer.problem(tokens)
     return read_out(layer.field.code(layer.solve(tokens).y1, args))
 
 
 def _table(axes: Axes, values: Tensor, title: str) -> None:
-    shown: Any = np.ma.masked_invalid(values.numpy())
-    top = max(float(shown.max()) if shown.count() else 0.0, 1e-12)
-    axes.imshow(shown, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+    masked: Any = np.ma.masked_invalid(values.numpy())
+    top = max(float(masked.max()) if masked.count() else 0.0, 1e-12)
+    axes.imshow(masked, cmap="cividis", vmin=0, vmax=top, aspect="auto")
     for (row, column), value in np.ndenumerate(values.numpy()):
         if np.isfinite(value):
             ink = "white" if value < 0.55 * top else "black"

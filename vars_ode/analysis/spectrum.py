@@ -10,7 +10,7 @@ from torch import Tensor
 import solvers
 from vars_ode.analysis.problems import per_problem
 
-_AVERAGED = 10  # the last factors of growth, whose mean also settles where the dominant pair is complex
+_AVERAGED = 10  # growth factors in the mean, which converges also if the dominant eigenvalues are a complex pair
 
 
 def spectral_radius(
@@ -18,10 +18,11 @@ def spectral_radius(
 ) -> Tensor:
     """rho of T'(y) for T(y) = y + f(t, y), per problem, in float64: (batch,), or (batch, heads) for larger states.
 
-    T is a step of Euler's method with dt = 1 (ISTA). Power iteration with the transpose, whose spectrum is the same:
-    v <- v + f'(y)^T v by vector-Jacobian products, so that no matrix is formed. The estimate is the geometric mean of
-    the last growth factors |v'| / |v|. For T'(y) similar to a symmetric matrix, as for both fields of sparse
-    reconstruction, it comes from below; where eigenvalues crowd at the top, it is off by about their distance.
+    T is a step of Euler's method with dt = 1 (ISTA). The method is power iteration with the transpose, which has the
+    same spectrum: v <- v + f'(y)^T v by vector-Jacobian products, so that no matrix is formed. The estimate is the
+    geometric mean of the last growth factors |v'| / |v|. If T'(y) is similar to a symmetric matrix, as for both fields
+    of sparse reconstruction, it is a lower bound; its error is about the gap between the largest eigenvalues if that
+    is small.
 
     Args:
         field, y, args: as for `solvers.solve`; y is a single state, (batch, ...).

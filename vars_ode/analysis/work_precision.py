@@ -1,4 +1,4 @@
-"""Work-precision diagrams: what accuracy costs with each solver, on a real layer and input."""
+"""Work-precision diagrams: error against cost of several solvers, on a layer and its input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import solvers as _solvers
 from solvers import Status
 from vars_ode.analysis.equilibrium import find_equilibrium
-from vars_ode.analysis.measurement import Measurement, Row, number
+from vars_ode.analysis.measurement import Measurement, number
 from vars_ode.analysis.order import reference_state
 from vars_ode.analysis.problems import InitialValueProblem, problem_of, relative_error
 from vars_ode.measuring import cost_of
@@ -34,11 +34,11 @@ class Point:
 
     Attributes:
         solver: name or class.
-        setting: what was varied, such as "num_steps=8".
-        level: the same as a number, to order by.
-        error: of the code, |a - reference|_2 / |reference|_2 per problem, averaged; infinite after a blow-up.
-        worst_error: the largest over the problems.
-        output_error: as `error`, of the read-out; NaN where there is none.
+        setting: the option that was varied, such as "num_steps=8".
+        level: its value as a number, to order by.
+        error: of the code, |a - reference|_2 / |reference|_2, the mean over problems; infinite if the solve diverged.
+        worst_error: the maximum over problems.
+        output_error: as `error`, of the output; NaN without a read-out.
         evaluations: of the field, averaged over samples.
         milliseconds, peak_kib: of the solve of the whole batch.
         status: the worst of the samples.
@@ -61,10 +61,10 @@ class WorkPrecision(Measurement):
     """Errors and costs of several solvers at several settings.
 
     Attributes:
-        points: solver by solver, by rising effort.
+        points: solver by solver, with increasing cost.
         reference: "trajectory" or "equilibrium".
         dtype: of the solves; the reference is in float64.
-        notes: what is to be known beside the numbers.
+        notes: on solvers that are missing.
     """
 
     points: tuple[Point, ...]
@@ -75,14 +75,14 @@ class WorkPrecision(Measurement):
     def findings(self) -> list[str]:
         reached = [point for point in self.points if math.isfinite(point.error)]
         if not reached:
-            return ["None of the solvers came to a finite result."]
+            return ["No solver gave a finite result."]
         best = min(reached, key=lambda point: point.error)
         return [
             f"Closest to the {self.reference}: {best.solver} ({best.setting}), with an error of {best.error:.2g} for "
             f"{best.evaluations:.0f} field evaluations and {best.milliseconds:.2g} ms."
         ]
 
-    def to_rows(self) -> list[Row]:
+    def to_rows(self) -> list[dict[str, Any]]:
         rows = [dataclasses.asdict(point) for point in self.points]
         return [{"reference": self.reference, **row, "output_error": number(row["output_error"])} for row in rows]
 
@@ -104,20 +104,20 @@ class WorkPrecision(Measurement):
     def _panel(self, axes: Axes, cost: str) -> None:
         for i, name in enumerate(dict.fromkeys(point.solver for point in self.points)):
             own = [point for point in self.points if point.solver == name]
-            shown = [p for p in own if math.isfinite(p.error) and p.error > 0]
-            lost = len(own) - sum(math.isfinite(p.error) for p in own)
+            drawable = [p for p in own if math.isfinite(p.error) and p.error > 0]
+            diverged = len(own) - sum(math.isfinite(p.error) for p in own)
             axes.plot(
-                [getattr(p, cost) for p in shown],
-                [p.error for p in shown],
+                [getattr(p, cost) for p in drawable],
+                [p.error for p in drawable],
                 color=COLOURS[i % len(COLOURS)],
                 marker=MARKERS[i % len(MARKERS)],
                 ls=DASHES[i % len(DASHES)] if cost != "peak_kib" else "none",
                 mfc="white",
                 ms=6,
                 mew=1.5,
-                label=literal(name) + (f" ({lost} blew up)" if lost else ""),
+                label=literal(name) + (f" ({diverged} diverged)" if diverged else ""),
             )
-        if cost == "peak_kib":  # of like size for all solvers: from 0, so that lengths compare
+        if cost == "peak_kib":  # similar for all solvers, so on a linear axis from 0
             axes.set_xlim(0, 1.1 * max((point.peak_kib for point in self.points), default=1.0) or 1.0)
         else:
             axes.set_xscale("log")
@@ -140,27 +140,26 @@ def work_precision(
 ) -> WorkPrecision:
     """Solve one problem by many solvers and compare each with a reference in float64.
 
-    A name stands for a series of settings, an object for itself. For "trajectory", the state at t1, that is a series
-    of step counts, or of tolerances. For "equilibrium" it is a series of horizons: the flow run longer, fixed steps
-    being dt = 1, and relaxation methods for as many iterations. Methods of several stages get shorter horizons, so that
-    all fixed steps spend alike.
+    A solver given by name is run at several settings, one given as an object as it is. For reference="trajectory", the
+    state at t1, the settings are step counts, or tolerances for adaptive methods. For reference="equilibrium" they are
+    horizons t1, with the field's own step (dt = 1), or numbers of iterations for relaxation methods; a method of s
+    stages gets horizons shorter by s, so that all fixed-step methods take the same numbers of evaluations.
 
     Args:
         subject: a VARS layer, or an `InitialValueProblem`.
         x: the layer's input, (batch, tokens, dim).
         solvers: names and objects.
-        reference: what errors are measured to.
-        steps: the series of step counts, or of evaluations on the way to the equilibrium.
-        tolerances: the series of rtol of adaptive methods; atol is a tenth.
-        dtype: of the solves; the layer's own by default, whose rounding then limits the accuracy.
-        repeats: the fastest run counts.
-        reference_code: the code at the reference, where it is known already, (batch, ...).
+        reference: what errors are relative to.
+        steps: step counts for "trajectory", numbers of evaluations for "equilibrium".
+        tolerances: rtol of adaptive methods; atol is a tenth of it.
+        dtype: of the solves; by default the layer's own, whose rounding limits the accuracy.
+        repeats: runs of each solve, of which the fastest is reported.
+        reference_code: the code of the reference, (batch, ...); computed if None.
 
     Raises:
-        ValueError: a solver that does not solve what is asked for; no equilibrium was found.
+        ValueError: for a solver that cannot reach the reference, or if no equilibrium was found.
     """
-    if reference not in get_args(Reference):
-        raise ValueError(f"reference must be one of {', '.join(map(repr, get_args(Reference)))}, got {reference!r}")
+    _solvers.checks.one_of("reference", reference, get_args(Reference))
     if isinstance(solvers, str | _solvers.Solver) or not solvers:
         raise ValueError(f"solvers must be a sequence of names or solver objects, got {solvers!r}")
     problem = problem_of(subject, x)
@@ -188,7 +187,7 @@ def _series(
         what = (
             f"{name} returns the limit t1 -> inf"
             if solver.reaches_equilibrium
-            else f"t1={t1} is no end of a trajectory"
+            else f"a trajectory has no state at t1={t1}"
         )
         raise ValueError(f'{what}; use reference="equilibrium", or a finite t1 and solvers such as "rk4"')
     if not isinstance(choice, str):
@@ -198,7 +197,7 @@ def _series(
     if isinstance(solver, _solvers.FixedStepSolver):
         counts = steps or TRAJECTORY_STEPS
         return [_Trial(_solvers.get(solver, num_steps=n), name, f"num_steps={n}", float(n), t1) for n in counts]
-    if isinstance(solver, _solvers.AdaptiveSolver | _solvers.Scipy):
+    if isinstance(solver, _solvers.AdaptiveSolver):
         return [
             _Trial(_solvers.get(solver, rtol=r, atol=0.1 * r), name, f"rtol={r:g}", -math.log10(r), t1) for r in tols
         ]

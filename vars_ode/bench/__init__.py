@@ -1,4 +1,4 @@
-"""Measurements of speed, memory and accuracy, by name under `vars-ode bench`; ratios within a run are the point."""
+"""Measurements of speed, memory and accuracy, by name for `vars-ode bench`. Compare numbers of one run only."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

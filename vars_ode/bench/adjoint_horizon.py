@@ -1,4 +1,4 @@
-"""How accurate each adjoint's gradient is, by the horizon T: `python -m vars_ode.bench.adjoint_horizon`."""
+"""The error of each adjoint's gradient, by the horizon T: `python -m vars_ode.bench.adjoint_horizon`."""
 
 import math
 import warnings
@@ -25,7 +25,7 @@ EQUILIBRIUM = (solvers.DouglasRachford(max_steps=5000, rtol=0.0, atol=1e-11), so
 
 @dataclass(frozen=True)
 class AdjointHorizonRow:
-    """Relative gradient error of each adjoint at one horizon; infinite where the backward solve gave up."""
+    """Relative gradient error of each adjoint at one horizon; infinite if the backward solve failed."""
 
     horizon: float
     direct: float
@@ -54,11 +54,11 @@ def adjoint_horizon(horizons: Sequence[float] = (5.0, 10.0, 20.0, 30.0)) -> list
 
 def active_set_gradient(args: ReconstructionArgs) -> Tensor:
     """The gradient at the equilibrium a, which is G_SS^-1 (b_S - lam sign(a_S)) on its support S and zero elsewhere."""
-    rest = solvers.solve(ProximalFlow(), torch.zeros_like(args.drive), solver=EQUILIBRIUM[0], args=args).y1
+    equilibrium = solvers.solve(ProximalFlow(), torch.zeros_like(args.drive), solver=EQUILIBRIUM[0], args=args).y1
     drive, gram = args.drive.clone().requires_grad_(), args.dense_gram.clone().requires_grad_()
-    support = (rest.abs() > 1e-8).to(rest.dtype).mT  # (batch, dim, features)
+    support = (equilibrium.abs() > 1e-8).to(equilibrium.dtype).mT  # (batch, dim, features)
     matrix = gram[:, None] * support[..., :, None] * support[..., None, :] + torch.diag_embed(1 - support)
-    code = torch.linalg.solve(matrix, support * (drive - args.sparsity * rest.sign()).mT)
+    code = torch.linalg.solve(matrix, support * (drive - args.sparsity * equilibrium.sign()).mT)
     return _flat_gradient(code, drive, gram)
 
 
@@ -72,7 +72,7 @@ def _gradient(
 
 
 def _flat_gradient(code: Tensor, drive: Tensor, gram: Tensor) -> Tensor:
-    """d |a|^2 / d (drive, Gram), in one vector."""
+    """The gradient of |a|^2 with respect to drive and Gram, as one vector."""
     gradients = torch.autograd.grad(code.square().sum(), (drive, gram))
     return torch.cat([gradient.flatten() for gradient in gradients])
 

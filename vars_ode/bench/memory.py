@@ -1,4 +1,4 @@
-"""How much memory the adjoints need as the number of steps grows."""
+"""Peak memory of the adjoints, by the number of steps."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from vars_ode.measuring import PeakMemory
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """Peak memory of a solve and its gradient, in KiB, by number of steps; `growth` from the fewest to the most."""
+    """Peak memory of a solve and its gradient, in KiB, by number of steps; `growth` is the ratio of last to first."""
 
     adjoint: str
     kib: dict[int, float]
@@ -25,9 +25,9 @@ class MemoryRow:
 def memory(steps: Sequence[int] = (5, 20, 80, 320)) -> list[MemoryRow]:
     """Peak memory of a solve with its gradient under each adjoint, in float32.
 
-    Direct, checkpointed and continuous cut the horizon t1 = 5 into that many Euler steps, since a contractive flow
-    cannot be integrated backwards over a long one; implicit runs as many iterations of ISTA, and its backward pass is
-    its own.
+    Direct, checkpointed and continuous divide the horizon t1 = 5 into that many Euler steps: a contractive flow cannot
+    be integrated backwards over a long horizon. Implicit takes as many iterations of ISTA, and the cost of its backward
+    pass does not depend on them.
     """
     rows = []
     for name in ("direct", "checkpointed", "continuous", "implicit"):

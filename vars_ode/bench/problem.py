@@ -18,13 +18,13 @@ def reconstruction_args(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> ReconstructionArgs:
-    """VARS-D on Gaussian queries and values: positive random features, whose Gram is badly conditioned.
+    """VARS-D on Gaussian queries and values: positive random features, whose Gram is ill-conditioned.
 
     Args:
         batch: problems; one head each.
         tokens, features, head_dim: N, m and d; by default those of a vision transformer on 14 x 14 patches.
         sparsity: lam.
-        value_scale: standard deviation of the values; larger ones take longer to reach a given KKT residual.
+        value_scale: standard deviation of the values; larger values take more iterations to a given KKT residual.
         rate: the step bound, by name.
     """
     torch.manual_seed(seed)

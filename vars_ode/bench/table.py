@@ -18,17 +18,17 @@ def flat(row: Any) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Any]) -> str:
-    """Aligned columns with a heading; numbers to four significant digits, a dash for what is missing."""
+    """Aligned columns with headings; numbers to four significant digits, a dash for None."""
     entries = [flat(row) for row in rows]
     names = list(dict.fromkeys(name for entry in entries for name in entry))
     lines = [names, *([_text(entry.get(name)) for name in names] for entry in entries)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
     first = lines[1] if len(lines) > 1 else names
-    left = [not _is_number(text) for text in first]
+    is_text = [not _is_number(text) for text in first]
     return "\n".join(
         "  ".join(
-            text.ljust(width) if keep_left else text.rjust(width)
-            for text, width, keep_left in zip(line, widths, left, strict=True)
+            text.ljust(width) if to_the_left else text.rjust(width)
+            for text, width, to_the_left in zip(line, widths, is_text, strict=True)
         ).rstrip()
         for line in lines
     )

@@ -1,6 +1,5 @@
-"""What it saves VARS-S to apply its Gram as A (A^H a) instead of forming r x r products per frequency."""
+"""Time of VARS-S with its Gram applied as A (A^H a), and with the r x r products per frequency formed."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from torch import Tensor
 
 import solvers
 from vars_ode.convolutional import ConvolutionGram, VARSConvAttention, synthesis
+from vars_ode.measuring import fastest
 
 
 class FormedGram(NamedTuple):
@@ -48,7 +48,7 @@ class FormedGram(NamedTuple):
 
 @dataclass(frozen=True)
 class VarsSRow:
-    """Milliseconds with the Gram applied, and with it formed and multiplied in two ways: the fastest of the runs."""
+    """Milliseconds of the fastest run with the Gram applied, and with it formed and multiplied in two ways."""
 
     part: str
     applied_ms: float
@@ -61,10 +61,9 @@ class VarsSRow:
 def vars_s(batch: int = 8, grid: tuple[int, int] = (14, 14), channels: int = 192, repeats: int = 10) -> list[VarsSRow]:
     """Time the Gram per frequency, with the transforms around it, and in three ISTA steps; by default as in RVT-Ti.
 
-    All variants start from the same spectra and share everything but the Gram; the products are formed once per run, as
-    a layer would form them in each forward pass. The variants take turns of three runs, so that a busy machine is busy
-    for all of them and each finds its own data in the cache, and the fastest run counts. Without gradients. The thread
-    count is left as it is.
+    The variants differ in the Gram only. Products are formed once per run, as a layer would in each forward pass. The
+    variants take turns of three runs, so that load on the machine affects all of them and each finds its own data in
+    the cache; the fastest run is reported. Without gradients, and with the current number of threads.
     """
     torch.manual_seed(0)
     layer = VARSConvAttention(channels, grid)
@@ -103,9 +102,6 @@ def _row(part: str, variants: Sequence[Callable[[], Tensor]], repeats: int) -> V
     times: list[list[float]] = [[] for _ in variants]
     for _ in range(repeats):
         for variant, record in zip(variants, times, strict=True):
-            for _ in range(3):
-                start = time.perf_counter()
-                variant()
-                record.append(1e3 * (time.perf_counter() - start))
+            record.append(fastest(variant, applied.device, repeats=3)[1])
     ours, einsum, matmul = (min(record) for record in times)
     return VarsSRow(part, ours, einsum, matmul, ours / einsum, ours / matmul)

@@ -1,4 +1,4 @@
-"""Data sets that need no download, and pictures for a model to look at."""
+"""The embedded data set, and pictures as input of a model."""
 
 from vars_ode.data.fashion_mnist import FASHION_MNIST_CLASSES as FASHION_MNIST_CLASSES
 from vars_ode.data.fashion_mnist import fashion_mnist as fashion_mnist

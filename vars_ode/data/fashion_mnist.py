@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
+import solvers
+
 __all__ = ["FASHION_MNIST_CLASSES", "fashion_mnist"]
 
 FASHION_MNIST_CLASSES = (
@@ -44,8 +46,7 @@ def fashion_mnist(split: str = "train") -> TensorDataset:
     Raises:
         ValueError: for another split.
     """
-    if split not in _SPLITS:
-        raise ValueError(f"fashion_mnist got split={split!r}; expected one of {', '.join(map(repr, _SPLITS))}.")
+    solvers.checks.one_of("split", split, _SPLITS)
     archive = resources.files("vars_ode.data").joinpath("fashion_mnist_6k.npz")
     with archive.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]

@@ -1,4 +1,4 @@
-"""Pictures for a model to look at: a file of the user's, or embedded ones of different classes."""
+"""Pictures as input of a model: from a file, or embedded ones of different classes."""
 
 from __future__ import annotations
 

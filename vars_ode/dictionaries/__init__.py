@@ -1,4 +1,4 @@
-"""What the templates of a reconstruction are. A layer takes one by name or as an object."""
+"""Dictionaries: how the templates Phi are made. A layer takes one by name or as an object."""
 
 from solvers import Registry
 from vars_ode.dictionaries.dictionary import Dictionary as Dictionary

@@ -1,7 +1,7 @@
-"""What a dictionary is: it turns queries, keys and values into a sparse reconstruction problem.
+"""The base classes of dictionaries: from queries, keys and values to a sparse reconstruction problem.
 
-A dictionary *choice* is a small frozen dataclass without parameters, like a solver: a layer is given one by name or
-as an object, and every layer builds templates of its own from it.
+A `Dictionary` is a small frozen dataclass without parameters, like a solver: a layer takes it by name or as an object,
+and builds its own `Templates` from it, the module with the parameters.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Shape(NamedTuple):
-    """What a layer tells its dictionary about itself."""
+    """What a dictionary has to know of the layer."""
 
     num_heads: int
     head_dim: int
@@ -41,7 +41,7 @@ class TemplateReadOut(ReadOut):
 
 
 class Reconstruction(NamedTuple):
-    """The problem a dictionary states.
+    """The reconstruction problem of one layer and input.
 
     Attributes:
         drive: b, (batch, heads, m, d).
@@ -55,12 +55,12 @@ class Reconstruction(NamedTuple):
 
 
 class Templates(nn.Module, ABC):
-    """Builds the problem from one layer's queries, keys and values; holds the parameters there are."""
+    """The module of one layer that states the problem; it holds the parameters of the templates, if any."""
 
-    tied: bool  # whether queries serve as keys: the layer then projects to (qk, v) instead of (q, k, v)
-    num_templates: int | None  # m, or None where it is the number of tokens
-    takes_pair_mask: ClassVar[bool] = False  # whether a mask that differs between queries has a meaning
-    takes_grid: ClassVar[bool] = False  # whether `forward` wants to know the grid that the tokens lie on
+    tied: bool  # whether queries are used as keys: the layer then projects to (qk, v) instead of (q, k, v)
+    num_templates: int | None  # m, or None if it is the number of tokens
+    takes_pair_mask: ClassVar[bool] = False  # whether masks may differ between queries
+    takes_grid: ClassVar[bool] = False  # whether `forward` has an argument `grid`
 
     @abstractmethod
     def forward(
@@ -77,18 +77,18 @@ class Templates(nn.Module, ABC):
         Args:
             q, k, v: (batch, heads, tokens, d), in float32 at least.
             key_bias: additive, (batch or 1, heads or 1, 1, tokens): the template entries of a token are scaled by
-                exp(key_bias), so -inf takes the token out.
+                exp(key_bias), so -inf masks the token.
             pair_mask: a mask that differs between queries, (..., tokens, tokens), boolean or additive; given only where
                 `takes_pair_mask`.
             dropout: probability for entries of the read-out.
 
-        With `takes_grid` there is one more argument, `grid`: (height, width) of the last tokens, None where unknown.
+        With `takes_grid` there is one more argument, `grid`: (height, width) of the last tokens, None if unknown.
         """
 
 
 class Dictionary(ABC):
-    """Base of the dictionary choices. Concrete ones are frozen dataclasses registered by name."""
+    """The choice of a dictionary. Subclasses are frozen dataclasses, registered by name."""
 
     @abstractmethod
     def build(self, shape: Shape, **factory: Any) -> Templates:
-        """The templates of one layer; `factory` holds device and dtype."""
+        """New templates for a layer; `factory` holds device and dtype."""

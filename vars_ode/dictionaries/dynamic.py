@@ -1,4 +1,4 @@
-"""VARS-D: templates made from the input alone."""
+"""VARS-D: templates that are functions of the input alone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from vars_ode.dictionaries.random_features import gaussian_projection, log_featu
 
 @dataclass(frozen=True)
 class Dynamic(Dictionary):
-    """Positive random features of tied queries and keys, every column of unit l2 norm over the tokens.
+    """Positive random features of the queries, which are used as keys too; columns of unit l2 norm over the tokens.
 
     Args:
         orthogonal: orthogonal instead of independent random directions, which lowers the variance of the kernel

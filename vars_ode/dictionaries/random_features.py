@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def gaussian_projection(heads: int, dim: int, features: int, orthogonal: bool, device: torch.device | None) -> Tensor:
-    """Frozen directions W, (heads, dim, features), each of standard Gaussian norm; orthogonal in blocks of dim."""
+    """Random directions W, (heads, dim, features), standard Gaussian; with `orthogonal` so in blocks of dim."""
     if not orthogonal:
         return torch.randn(heads, dim, features, device=device)
     blocks = -(-features // dim)
     q, r = torch.linalg.qr(torch.randn(heads, blocks, dim, dim, device=device))
-    # LAPACK's choice of signs favours one side of the sphere; undoing it makes the directions uniform (Mezzadri 2007)
+    # LAPACK's choice of signs favours one side of the sphere; without it the directions are uniform (Mezzadri 2007)
     directions = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
     columns = directions.transpose(1, 2).reshape(heads, dim, blocks * dim)[..., :features]
     return columns * torch.randn(heads, dim, features, device=device).norm(dim=1, keepdim=True)
@@ -28,17 +28,18 @@ def log_features(q: Tensor, projection: Tensor, normalize: bool) -> Tensor:
     Args:
         q: (batch, heads, tokens, dim); scaled by dim^-1/4, so that the kernel is exp(q . k / sqrt(dim)).
         projection: W, (heads, dim, features).
-        normalize: l2-normalise each query first. Unnormalised queries of large norm underflow together.
+        normalize: l2-normalise each query first. Otherwise the features of queries of large norm all underflow.
     """
     q = F.normalize(q, dim=-1) if normalize else q * q.shape[-1] ** -0.25
     return q @ projection.to(q.dtype) - 0.5 * q.square().sum(-1, keepdim=True)
 
 
 def unit_columns(log_templates: Tensor, key_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Templates exp(l) scaled to unit l2 norm over the tokens, in the log domain: (read, write), alike but for a bias.
+    """(read, write) templates exp(log_templates) with columns of unit l2 norm over the tokens, by the log domain.
 
-    The read templates have a row for every token; in the write templates rows are scaled by exp(key_bias), and the
-    norm is theirs. Factors common to a column cancel, so the largest exponent is taken out first.
+    Write templates, which give drive and Gram, have rows scaled by exp(key_bias), so that masked tokens are zero. Read
+    templates, which give the output, have the unscaled rows over the same norm. Both are equal without a bias. A factor
+    common to a column cancels, so the largest exponent is subtracted first.
     """
     if key_bias is None:
         templates = (log_templates - log_templates.detach().amax(-2, keepdim=True)).exp()
@@ -48,7 +49,7 @@ def unit_columns(log_templates: Tensor, key_bias: Tensor | None) -> tuple[Tensor
     peak = biased.detach().amax(-2, keepdim=True)
     peak = torch.where(peak.isinf(), 0.0, peak)  # every token masked: columns of zeros
     write = (biased - peak).exp()
-    ceiling = 0.5 * math.log(torch.finfo(peak.dtype).max)  # only tokens taken out reach it, whose read-out stays finite
+    ceiling = 0.5 * math.log(torch.finfo(peak.dtype).max)  # reached by masked tokens only, to keep their output finite
     read = (log_templates - peak).clamp_max(ceiling).exp()
     norm = torch.linalg.vector_norm(write, dim=-2, keepdim=True)
     norm = torch.where(norm > 0, norm, 1.0)

@@ -1,4 +1,4 @@
-"""The exact softmax kernel, in dual form: one row of code per token."""
+"""The exact softmax kernel, in dual form: the code has one row per token."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from vars_ode.dictionaries.dictionary import Dictionary, ReadOut, Reconstruction
 
 @dataclass(frozen=True)
 class Softmax(Dictionary):
-    """Templates in the kernel's feature space, never formed: everything goes through inner products of keys.
+    """Templates in the feature space of the softmax kernel, which are not formed: inner products of keys suffice.
 
     drive b = V, Gram G = D^-1/2 exp(K K^T / sqrt(d)) D^-1/2 with D its row sums (eigenvalues in (0, 1]), and
     read-out softmax(Q K^T / sqrt(d)) a. One Euler step of dt = 1 from zero with eta = 1 and lam = 0 is
@@ -22,19 +22,18 @@ class Softmax(Dictionary):
     def build(self, shape: Shape, **factory: Any) -> "SoftmaxTemplates":
         if shape.num_features is not None:
             raise ValueError(
-                f'dictionary="softmax" has one template per token, got num_features={shape.num_features}; leave it None'
+                f'dictionary="softmax" has one template per token, got num_features={shape.num_features}; omit it'
             )
         if not shape.normalize_queries:
             raise ValueError(
-                'dictionary="softmax" has no random features whose queries could be left unnormalised, got '
-                "normalize_queries=False; leave it out"
+                'dictionary="softmax" has no random features, and so no use for normalize_queries=False; omit it'
             )
         return SoftmaxTemplates()
 
 
 @dataclass(frozen=True)
 class SoftmaxReadOut(ReadOut):
-    """softmax(Q K^T / sqrt(d) + mask) a through torch's fused attention."""
+    """softmax(Q K^T / sqrt(d) + mask) a, by torch's fused attention."""
 
     q: Tensor
     k: Tensor
@@ -46,7 +45,7 @@ class SoftmaxReadOut(ReadOut):
 
 
 class SoftmaxTemplates(Templates):
-    """Without parameters: a pretrained transformer's projections are all there is."""
+    """Has no parameters, so that the projections of a pretrained transformer fit the layer."""
 
     tied = False
     num_templates = None
@@ -71,12 +70,12 @@ class SoftmaxTemplates(Templates):
 def normalized_kernel(k: Tensor, key_bias: Tensor | None = None) -> Tensor:
     """D^-1/2 exp(K K^T / sqrt(d)) D^-1/2 in the log domain, (batch, heads, tokens, tokens).
 
-    A bias scales the template of a token by its exponential: it enters once for the row and once for the column.
+    A bias scales the template of a token by its exponential, and so its row and its column of the kernel.
     """
     scores = (k * k.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if key_bias is not None:
         scores = scores + key_bias + key_bias.transpose(-2, -1)
-    if key_bias is not None:  # tokens taken out: their rows give no sum, nor a gradient, and become zeros below
+    if key_bias is not None:  # rows of masked tokens have no finite sum; they become zeros below, without a gradient
         out = scores.isneginf().all(-1, keepdim=True)
         half = torch.where(out, 0.0, 0.5 * scores.masked_fill(out, 0.0).logsumexp(-1, keepdim=True))
     else:

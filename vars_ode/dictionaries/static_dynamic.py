@@ -1,4 +1,4 @@
-"""VARS-SD: learned templates over the token grid beside those made from the input."""
+"""VARS-SD: learned templates over the token grid, in addition to those of VARS-D."""
 
 import math
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from vars_ode.grids import Grid
 
 @dataclass(frozen=True)
 class StaticDynamic(Dictionary):
-    """A learned, position-indexed block of templates appended to `Dynamic`'s; all columns of unit l2 norm.
+    """The templates of `Dynamic` and as many learned ones, functions of the position; columns of unit l2 norm.
 
     Args:
-        grid: (height, width) of the token grid the block is learned on. Other grids get it resampled (bicubic).
-        num_prefix_tokens: tokens before the grid (class, registers), which static templates do not extend over. None
-            infers it: the count that leaves `grid`, or else the smallest that leaves a square.
+        grid: (height, width) of the token grid that templates are learned on. They are resampled to others (bicubic).
+        num_prefix_tokens: tokens before the grid (class, registers), where static templates are zero. With None it is
+            inferred: the count behind which the tokens fill `grid`, or else the smallest before a square grid.
         orthogonal: as in `Dynamic`.
     """
 
@@ -40,7 +40,7 @@ class StaticDynamic(Dictionary):
 
 
 class StaticDynamicTemplates(Templates):
-    """`static`, (heads, tokens of the grid, m), beside dynamic templates: 2 m in all."""
+    """Dynamic templates and `static`, (heads, tokens of the grid, m): 2 m in all."""
 
     tied = True
     takes_grid = True
@@ -94,7 +94,7 @@ class StaticDynamicTemplates(Templates):
         return static / norm, write / norm
 
     def _layout(self, tokens: int, grid: Grid | None) -> tuple[int, Grid]:
-        """How many prefix tokens and which grid a sequence consists of."""
+        """(number of prefix tokens, grid) of a sequence."""
         known = self.num_prefix_tokens
         prefixes = range(grids.MAX_PREFIX_TOKENS + 1) if known is None else (known,)
         for candidate in (grid, self.grid):

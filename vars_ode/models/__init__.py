@@ -1,4 +1,4 @@
-"""Models with any attention: the table of names, the layers of a model, Robust Vision Transformers."""
+"""The table of attention names, the VARS layers of a model, and Robust Vision Transformers."""
 
 from vars_ode.models import entrypoints as entrypoints
 from vars_ode.models.attentions import NamedAttention as NamedAttention

@@ -1,6 +1,7 @@
-"""The one table of attention names: what a name means to RVT, to timm's `attn_layer=`, to studies and commands alike.
+"""The table of attention names, which RVT, timm's `attn_layer=`, studies and the command line share.
 
-A name is a base and, behind it, a learned form: "vars-sd-factor". Hyphen and underscore are the same.
+A name is that of a layer, with the suffix of a learned form if it has one: "vars-sd", "vars-sd-factor". Hyphens and
+underscores are equivalent.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from vars_ode.configured import check_options, configured, option_names
 from vars_ode.convolutional import VARSConvAttention
 from vars_ode.learned import LEARNED_FORMS
 
-# What the model around a layer states: everything else of a layer's constructor is an option.
+# Arguments that the model passes to a layer. Everything else of a layer's constructor is an option.
 STATED_BY_MODEL = frozenset(
     {"num_heads", "attn_head_dim", "dim_out", "qkv_bias", "bias", "proj_bias", "qk_norm", "scale_norm", "gated"}
     | {"attn_drop", "proj_drop", "norm_layer", "device", "dtype"}
@@ -27,12 +28,12 @@ STATED_BY_MODEL = frozenset(
 
 @dataclass(frozen=True)
 class NamedAttention:
-    """What a name stands for.
+    """A row of the table.
 
     Attributes:
         name: as in `available_attentions`.
         layer: the class of the layer.
-        options: keyword arguments by which its constructor differs from its own defaults.
+        options: keyword arguments of its constructor that belong to the name.
     """
 
     name: str
@@ -41,13 +42,13 @@ class NamedAttention:
 
     @property
     def option_names(self) -> list[str]:
-        """The options that the layer takes beside what the name fixes and what a model states."""
+        """The options that the layer takes, without those that the name or the model determines."""
         fixed = STATED_BY_MODEL | {"learned"}  # the name says it
         return [] if self.layer is Attention else [name for name in option_names(self.layer) if name not in fixed]
 
     @property
     def is_vars(self) -> bool:
-        """Whether a solver is at work in it."""
+        """Whether it has a solver."""
         return issubclass(self.layer, VARSAttention | VARSConvAttention)
 
 
@@ -87,7 +88,7 @@ def named_attention(name: str) -> NamedAttention:
 
 
 def attention_layer(name: str, **options: Any) -> type[nn.Module]:
-    """The layer's class for timm's `attn_layer=`, with the options set as its defaults.
+    """The layer's class, with the options as its defaults, for timm's `attn_layer=`.
 
     Args:
         name: out of `available_attentions`.
@@ -103,7 +104,7 @@ def attention_layer(name: str, **options: Any) -> type[nn.Module]:
 
 
 def register_with_timm() -> None:
-    """Let timm's vision transformers take the names, with hyphens or underscores, as `attn_layer=`."""
+    """Make the names, with hyphens and with underscores, available as timm's `attn_layer=`."""
     for name in (*_ATTENTIONS, *_ALIASES):
         for spelling in (name, name.replace("-", "_")):
             ATTN_LAYERS[spelling] = attention_layer(name)

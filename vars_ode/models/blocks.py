@@ -92,7 +92,7 @@ class Block(nn.Module):
     """x + attention(norm1(x)), then x + mlp(norm2(x)).
 
     Attentions that normalise their output (`normalizes_output`), as VARS-S does, have no norm1, and BatchNorm as norm2.
-    Those that know places (`takes_grid`) are told the grid.
+    Those with an argument `grid` (`takes_grid`) get the grid of the tokens.
 
     Args:
         dim: width of the tokens.
@@ -122,7 +122,7 @@ class Block(nn.Module):
 
 
 def _on_grid(module: nn.Module, x: Tensor, grid: Grid) -> Tensor:
-    """Modules that know places are told the grid of the tokens."""
+    """The module's output; modules with an argument `grid` get that of the tokens."""
     return module(x, grid=grid) if getattr(module, "takes_grid", False) else module(x)
 
 

@@ -1,4 +1,4 @@
-"""The layers of a model that solve a reconstruction problem: found, fed, and set to another solve."""
+"""The VARS layers of a model: to find them, to get their inputs, and to set how they are solved."""
 
 import fnmatch
 from typing import Any, Literal, TypeVar
@@ -17,11 +17,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def vars_layers(model: nn.Module, match: str | None = None) -> dict[str, ReconstructionLayer]:
-    """The layers by module name, in order; a layer itself has the name "".
+    """The VARS layers by module name, in order; a layer itself has the name "".
 
     Args:
         model: any module.
-        match: a glob such as "blocks.[0-3].attn", for those whose names it fits.
+        match: a glob on the names, such as "blocks.[0-3].attn"; all layers by default.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, ReconstructionLayer)}
     return {name: layer for name, layer in found.items() if match is None or fnmatch.fnmatchcase(name, match)}
@@ -43,14 +43,14 @@ def set_solver(
     Args:
         model: a model, or a layer itself.
         solver, t1, sparsity, rate, initial, adjoint: as for the layer's constructor.
-        until: a `SteadyState` to stop each image at rest; False for no such rule.
+        until: a `SteadyState` to stop each image at its equilibrium; False for none.
         match: a glob on module names, such as "blocks.[0-3].attn"; all layers by default.
 
     Returns:
         the names of the layers that were set; "" for `model` itself.
 
     Raises:
-        ValueError: there is no such layer, or a setting that one of them refuses; then nothing has changed.
+        ValueError: there is no such layer, or a setting is invalid for one of them; then none is changed.
     """
     given: dict[str, Any] = {
         "solver": solver,
@@ -73,19 +73,19 @@ def set_solver(
 
 def with_solver(model: M, solver: str | solvers.Solver | None = None, **settings: Any) -> M:
     """A copy that shares the parameters and buffers of `model`, with its layers set as by `set_solver`."""
-    twin = shared_copy(model)
-    set_solver(twin, solver, **settings)
-    return twin
+    copy = shared_copy(model)
+    set_solver(copy, solver, **settings)
+    return copy
 
 
 def single_step_limit(model: nn.Module) -> nn.Module:
-    """A copy that shares the parameters of `model`, with each layer in the limit in which VARS is self-attention.
+    """A copy that shares the parameters of `model`, its layers in the limit in which VARS is self-attention.
 
     Raises:
-        ValueError: there is no layer that has such a limit.
+        ValueError: no layer has such a limit.
     """
-    twin = shared_copy(model)
-    limits = {name: layer.single_step_limit() for name, layer in _attention_layers(twin).items()}
+    copy = shared_copy(model)
+    limits = {name: layer.single_step_limit() for name, layer in _attention_layers(copy).items()}
     if not limits:
         raise ValueError(
             f"no layer of this {type(model).__name__} has a single-step limit: VARSAttention has one, VARS-S none"
@@ -93,8 +93,8 @@ def single_step_limit(model: nn.Module) -> nn.Module:
     for name, limit in limits.items():
         if name == "":
             return limit
-        twin.set_submodule(name, limit)
-    return twin
+        copy.set_submodule(name, limit)
+    return copy
 
 
 def _attention_layers(model: nn.Module) -> dict[str, VARSAttention]:
@@ -106,7 +106,7 @@ def layer_inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[ReconstructionL
 
     Args:
         model: any module; a layer itself goes by the name "layer".
-        x: what the model takes.
+        x: the input of the model.
 
     Raises:
         ValueError: there is no VARS layer in it.

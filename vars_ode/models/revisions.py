@@ -1,4 +1,4 @@
-"""The eras of the authors' code: the only place where an attention's defaults are not those of its layer."""
+"""The eras of the authors' code: sets of options that differ from the defaults of the layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ REVISIONS = ("paper", "learned", "corrected")
 
 
 def revision_options(revision: str | None, attention: NamedAttention) -> Mapping[str, Any]:
-    """What an era sets for an attention.
+    """The options that an era sets for an attention.
 
     Args:
         revision: None for the layer's own defaults. "paper" for the algorithm of the paper's time: soft threshold,
@@ -20,7 +20,7 @@ def revision_options(revision: str | None, attention: NamedAttention) -> Mapping
         attention: which.
 
     Raises:
-        ValueError: an unknown era, or one that the attention does not have.
+        ValueError: an unknown era, or one without this attention.
     """
     if revision is None:
         return {}

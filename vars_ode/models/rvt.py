@@ -20,14 +20,14 @@ from vars_ode.weight_decay import no_weight_decay
 
 
 class _AttentionOfBlocks:
-    """Builds the attention of every block: a class with its options, and what the model states.
+    """Builds the attention of each block from the name, its options and the arguments of the model.
 
     Args:
         chosen: the row of the table.
         qkv_bias: whether the projections have a bias.
         position_scaling: position-aware attention scaling, for softmax attention alone.
-        era: options of an era, its learned form among them.
-        options: of the layer, which come before those of the era.
+        era: options of an era of the authors' code.
+        options: of the layer; they override those of the era.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class _AttentionOfBlocks:
             )
         self.name, self.qkv_bias, self.position_scaling = chosen.name, qkv_bias, position_scaling
         era = dict(era)
-        learned = era.pop("learned", None)  # the name has it where the name is the full one
+        learned = era.pop("learned", None)  # goes into the name
         name = f"{chosen.name}-{learned}" if learned and "learned" not in chosen.options else chosen.name
         self.layer = attention_layer(name, **{**era, **options})
         self.needs_grid = chosen.name.startswith("vars-sd") and isinstance(options.get("dictionary", ""), str)
@@ -54,13 +54,13 @@ class _AttentionOfBlocks:
         """The attention of one block: `dim` wide, on a (height, width) grid of tokens."""
         if self.position_scaling:
             return PositionScaledAttention(dim, num_heads, grid, self.qkv_bias, attn_drop, proj_drop)
-        place: dict[str, Any] = {}
+        on_grid: dict[str, Any] = {}
         if self.needs_grid:
-            place = {"dictionary": StaticDynamic(grid, num_prefix_tokens=0)}
+            on_grid = {"dictionary": StaticDynamic(grid, num_prefix_tokens=0)}
         elif self.name == "vars-s":
-            place = {"grid": grid}
+            on_grid = {"grid": grid}
         return self.layer(
-            dim, num_heads=num_heads, qkv_bias=self.qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **place
+            dim, num_heads=num_heads, qkv_bias=self.qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **on_grid
         )
 
 
@@ -72,7 +72,7 @@ def _settings(
     num_features: int | None,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """The options of the attention that the model's own arguments state, and the further ones."""
+    """The options of the attention: those among the model's own arguments, and `options`."""
     stated: dict[str, Any] = {
         "normalize_queries": normalize_queries,
         "sparsity": sparsity,
@@ -86,7 +86,7 @@ def _settings(
     stated = {name: value for name, value in stated.items() if value is not None}
     unused = [name for name in stated if name not in chosen.option_names]
     if unused:
-        warnings.warn(f"attention={chosen.name!r} has no use for {', '.join(unused)}, which play no part", stacklevel=4)
+        warnings.warn(f"attention={chosen.name!r} has no use for {', '.join(unused)}; ignored", stacklevel=4)
     return {**{name: value for name, value in stated.items() if name not in unused}, **options}
 
 
@@ -108,8 +108,8 @@ class RobustVisionTransformer(nn.Module):
         revision: an era of the authors' code, "paper" or "learned", with that era's settings; see
             `vars_ode.models.revisions`.
         normalize_queries, sparsity, num_features: options of the attention; its own, or the era's, where None.
-        num_steps: Euler steps of dt = 1, which is the horizon t1; the attention's own where None. Settings of this line
-            and the one before that an attention has no use for are named in a warning.
+        num_steps: Euler steps of dt = 1, which is the horizon t1; the attention's own where None. Of these
+            four arguments, those that the attention does not have are ignored with a warning.
         patch_size: pixels a token of the first stage stands for along an axis, a multiple of 4.
         stem_width: channels inside the stem.
         qkv_bias: whether attention projects its input with a bias.
@@ -246,8 +246,7 @@ class RobustVisionTransformer(nn.Module):
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Maps of several stages; the arguments are timm's. `norm` applies the final norm to the last stage's."""
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt!r}")
+        solvers.checks.one_of("output_fmt", output_fmt, ("NCHW", "NHWC"))
         taken, last = feature_take_indices(len(self.stages), indices)
         maps, x = [], self.stem(x)
         for index, stage in enumerate(self.stages):

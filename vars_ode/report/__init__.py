@@ -1,1 +1,1 @@
-"""Pages and plots of what was measured."""
+"""Pages and plots of studies, and of how a layer's solve converges."""

@@ -25,35 +25,34 @@ TITLE = "How the solve of a VARS layer converges"
 READING = {
     "convergence": (
         "The error at the horizon t1 against the length of a step, both logarithmic; the slope of the line is the "
-        "order. The soft threshold has kinks, each of which costs an error of dt squared when it is crossed "
-        "between two steps: methods of higher order are more accurate here, but their error falls no faster than "
-        "that of order 2."
+        "order. The soft threshold has kinks, and each one that is crossed within a step adds an error of dt squared: "
+        "methods of higher order are more accurate here, but their error falls no faster than that of order 2."
     ),
     "work_precision_trajectory": (
         "Each marker is a solve: to the left and below is better. Errors are those of the code at t1, relative, "
         "to a reference in float64; the layer's own precision sets a floor of about 1e-7."
     ),
     "work_precision_equilibrium": (
-        "The same with the error to the state of rest, which is the minimiser of the energy: methods that follow "
-        "the flow have to follow it for long, while relaxation methods take short cuts."
+        "The same with the error to the equilibrium, the minimiser of the energy: methods that follow the flow "
+        "reach it only over a long horizon, relaxation methods in fewer evaluations."
     ),
     "trace": (
         "The line is the median over inputs and heads, the band the range. Distances and residuals should fall, "
-        "and the energy with them. Below the dashed line, a spectral radius under 1, a step contracts; the closer "
-        "to the line, the slower it comes to rest."
+        "and the energy with them. A step contracts where its spectral radius is below 1, the dashed line; the closer "
+        "it is to 1, the slower the convergence."
     ),
     "basin": (
         "Several initial states, the layer's own, zero and random ones, before and after the solve; a marker per "
-        "input and head. Left of the dashed line two ends count as one."
+        "input and head. Final states to the left of the dashed line count as the same attractor."
     ),
     "single_step_gap": (
-        "How far the output of each head is from that of attention in a single step, relative to its size. 0 is "
-        "equality; near 1 the two have little in common, or little in size."
+        "The distance of each head's output from that of attention in a single step, relative to the norm of the "
+        "latter. 0 means equal outputs; a distance of 1 is that of an output of zero."
     ),
     "attention_maps": (
-        "Where attention falls on the token grid as the solver advances; colours of a row share one scale. Below, "
-        "the share of attention on the foreground (tokens whose colour differs from the border of the picture) "
-        "over the share of the area that it takes."
+        "Attention that each token of the grid receives, over solver time; colours of a row share one scale. Below, "
+        "the share of attention on the foreground (tokens whose colour differs from the border of the picture), "
+        "divided by the foreground's share of the area."
     ),
 }
 
@@ -68,7 +67,7 @@ def run_convergence(
         subject: from `find_subject`.
         solvers: names out of `solvers.available()`.
         layer: by name; the last one by default.
-        facts: what the page tells of the settings.
+        facts: further settings that the page lists.
     """
     names = check_solvers(solvers)
     layer = chosen_layer(subject, layer)
@@ -91,7 +90,7 @@ def run_convergence(
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder, or clear an earlier run's files out of it; a ValueError where it belongs to something else."""
+    """Make the folder, or delete the files of an earlier run in it; a ValueError if it holds anything else."""
     if claim_folder(folder, MARKER, "convergence results"):
         for name in _own_files(folder / MARKER):
             (folder / name).unlink(missing_ok=True)
@@ -123,7 +122,7 @@ def write_page(path: Path, folder: Path, pieces: Sequence[Piece], facts: dict[st
         "In short": page.paragraph(_subject(facts), "answer") + page.bullets(sentences),
         **{piece.title: _section(piece, folder) for piece in found},
         "Not measured": page.bullets(f"{piece.title}: {piece.missing}" for piece in missing)
-        or page.paragraph("Nothing was left out."),
+        or page.paragraph("Everything was measured."),
         "Settings": page.table(["Setting", "Value"], [[name, _text(value)] for name, value in facts.items()]),
     }
     path.write_text(page.page(TITLE, "vars-ode convergence", sections), encoding="utf-8")
@@ -132,14 +131,14 @@ def write_page(path: Path, folder: Path, pieces: Sequence[Piece], facts: dict[st
 
 def _section(piece: Piece, folder: Path) -> str:
     figure = page.figure(piece.title, folder / f"{piece.stem}.png", READING[piece.stem])
-    left_out = piece.found.notes if isinstance(piece.found, WorkPrecision) else ()
-    return figure + page.paragraph(f"The numbers: {piece.stem}.csv.", "caption") + page.bullets(left_out)
+    notes = piece.found.notes if isinstance(piece.found, WorkPrecision) else ()
+    return figure + page.paragraph(f"The numbers: {piece.stem}.csv.", "caption") + page.bullets(notes)
 
 
 def _subject(facts: dict[str, Any]) -> str:
     text = f"Layer {facts['layer']} of {facts['model']}, {facts['weights']}, on {facts['input']}."
     if facts["weights"] == "random weights":
-        text += " An untrained model shows how its solvers behave; what it attends to means little."
+        text += " An untrained model shows how its solvers converge; its attention maps mean little."
     return text
 
 

@@ -1,4 +1,4 @@
-"""The parts of the HTML page: tables, figures, style sheet. Every text is escaped here: callers pass plain strings."""
+"""The parts of the HTML page: tables, figures, style sheet. Every text is escaped here; callers pass plain strings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str =
     kinds = [' class="text"' if i < texts else "" for i in range(len(headings))]
     head = "".join(f'<th scope="col"{k}>{escape(heading)}</th>' for k, heading in zip(kinds, headings, strict=True))
     body = "".join(f"<tr>{_cells(row, texts)}</tr>\n" for row in rows)
-    title = paragraph(caption, "caption") if caption else ""  # outside, or a phone would scroll it out of sight
+    title = paragraph(caption, "caption") if caption else ""  # outside, so that it does not scroll with the table
     return f'{title}<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 

@@ -1,4 +1,4 @@
-"""What the plots of the demo share beside `vars_ode.plotting`: plots with captions, and a look per attention."""
+"""What the plots of a study share beside `vars_ode.plotting`: plots with captions, and a line style per attention."""
 
 from __future__ import annotations
 
@@ -25,23 +25,26 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
+    """Of everything that is drawn of one attention."""
+
     colour: str
     marker: str
     dashes: str
 
 
-def looks(attentions: Sequence[str]) -> dict[str, Look]:
+def line_styles(attentions: Sequence[str]) -> dict[str, LineStyle]:
     """Attention -> colour, marker and line style, the same in every plot."""
-    twins = [name for name in attentions if name != BASELINE]
+    others = [name for name in attentions if name != BASELINE]
     found = {
-        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[(i + 1) % len(DASHES)])
-        for i, name in enumerate(twins)
+        name: LineStyle(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[(i + 1) % len(DASHES)])
+        for i, name in enumerate(others)
     }
-    return {BASELINE: Look("#000000", "s", "-"), **found}
+    return {BASELINE: LineStyle("#000000", "s", "-"), **found}
 
 
-def legend_above(figure: Figure, attentions: Sequence[str], styles: dict[str, Look], line: bool = True) -> None:
+def legend_above(figure: Figure, attentions: Sequence[str], styles: dict[str, LineStyle], line: bool = True) -> None:
+    """A legend in even rows above the panels; without `line` of markers alone."""
     handles = [
         Line2D(
             [],

@@ -9,44 +9,42 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vars_ode.plotting import SMALL, literal, log_cost_axis, new_figure, place_labels, tidy
-from vars_ode.report.plot_style import Look, Plot, looks
-from vars_ode.study.records import BASELINE, CLEAN, Cell, Results, SolverPoint, readable
+from vars_ode.report.plot_style import LineStyle, Plot, line_styles
+from vars_ode.study.records import BASELINE, CLEAN, Condition, Results, SolverPoint, readable
+from vars_ode.study.statistics import Spread
 
 
 def accuracy_by_cost(results: Results) -> Plot:
-    """Trained twins under other solvers: one row of panels per twin, clean on the left and corrupted on the right."""
+    """Trained models under other solvers: a row of panels per variant, clean on the left and corrupted on the right."""
     title = "Another solver without retraining: accuracy against cost"
-    sweeps = {name: points for name in results.twins if (points := results.sweep(name))}
+    sweeps = {name: points for name in results.variants if (points := results.sweep(name))}
     reading = (
         "Each marker is the same trained weights under another solver; the filled star is the solver of the "
-        "training. To the right the solver costs more evaluations of the vector field per layer and image "
-        "(logarithmic axis). The thin line joins Euler's method with more and more steps; bars span the seeds. The "
-        "dashed line is softmax attention, which needs no solver, and the grey band its seeds. A flat curve means "
-        "that the answer does not hang on the solver."
+        "training. The horizontal axis is the solver's cost, evaluations of the vector field per layer and image "
+        "(logarithmic). The thin line connects Euler's method with increasing numbers of steps; bars span the seeds. "
+        "The dashed line is softmax attention, which has no solver, and the grey band its seeds. A flat curve means "
+        "that the accuracy does not depend on the solver."
     )
     if not sweeps:
         return Plot(
             "accuracy_by_cost", title, reading, missing="No solver other than those of the training was measured."
         )
     quantity = _cost_quantity([p for points in sweeps.values() for p in points])
+    styles = line_styles(results.attentions)
     figure = new_figure(9, 0.5 + 3.3 * len(sweeps))
     grid = figure.subplots(len(sweeps), 2, squeeze=False, sharey="col")
-    places = []
+    panels = []
     for row, (name, points) in zip(grid, sweeps.items(), strict=True):
-        cells = {"clean": [CLEAN], "corrupted": results.sweep_cells(name)}
-        for axes, column in zip(row, cells, strict=True):
+        columns = {"clean": [CLEAN], "corrupted": results.sweep_conditions(name)}
+        for axes, (column, conditions) in zip(row, columns.items(), strict=True):
             here = [p for p in points if p.column == column]
-            lines = _cost_panel(axes, here, quantity, looks(results.attentions)[name], results, cells[column])
-            tidy(
-                axes,
-                _COST_LABELS[quantity],
-                "accuracy (%)",
-                f"{literal(name)}: {literal(_panel_name(column, cells[column]))}",
-            )
-            places.append((axes, here, lines))
+            lines = _cost_panel(axes, here, quantity, styles[name], results.spread(BASELINE, conditions))
+            title_of_panel = literal(f"{name}: {_panel_name(column, conditions)}")
+            tidy(axes, _COST_LABELS[quantity], "accuracy (%)", title_of_panel)
+            panels.append((axes, here, lines))
     figure.canvas.draw()  # the layout has to be final before labels can avoid each other
     figure.set_layout_engine("none")
-    for axes, here, lines in places:
+    for axes, here, lines in panels:
         spots = [(_cost(p, quantity), 100 * p.accuracy.mean) for p in here]
         place_labels(axes, spots, [p.solver for p in here], lines)
     return Plot("accuracy_by_cost", title, reading, figure)
@@ -63,23 +61,23 @@ def _cost_quantity(points: Sequence[SolverPoint]) -> str:
 
 
 def _cost(point: SolverPoint, quantity: str) -> float:
-    """The cost as a place on a logarithmic axis; unknown or zero cost is put at one."""
+    """The cost, for a logarithmic axis; 1 where it is zero or unknown."""
     cost = float(getattr(point, quantity))
     return cost if cost > 0 else 1.0
 
 
-def _panel_name(column: str, cells: Sequence[Cell]) -> str:
-    if column == "clean" or not cells:
+def _panel_name(column: str, conditions: Sequence[Condition]) -> str:
+    if column == "clean" or not conditions:
         return column
-    if len(cells) == 1:
-        return f"{readable(cells[0][0])}, severity {cells[0][1]}"
-    severities = sorted({cell[1] for cell in cells})
+    if len(conditions) == 1:
+        return f"{readable(conditions[0].name)}, severity {conditions[0].severity}"
+    severities = sorted({condition.severity for condition in conditions})
     severity = f", severity {severities[0]}" if len(severities) == 1 else ""
-    return f"mean of {len({cell[0] for cell in cells})} corruptions{severity}"
+    return f"mean of {len({condition.name for condition in conditions})} corruptions{severity}"
 
 
 def _cost_panel(
-    axes: Axes, points: Sequence[SolverPoint], quantity: str, look: Look, results: Results, cells: Sequence[Cell]
+    axes: Axes, points: Sequence[SolverPoint], quantity: str, style: LineStyle, baseline: Spread
 ) -> list[float]:
     """Draw one panel; returns the heights of its horizontal lines."""
     if not points:
@@ -87,25 +85,24 @@ def _cost_panel(
         return []
     costs = [_cost(p, quantity) for p in points]
     euler = [(c, 100 * p.accuracy.mean) for c, p in zip(costs, points, strict=True) if p.solver.startswith("euler")]
-    axes.plot(*zip(*sorted(euler), strict=True) if euler else ([], []), color=look.colour, lw=1, alpha=0.6)
+    axes.plot(*zip(*sorted(euler), strict=True) if euler else ([], []), color=style.colour, lw=1, alpha=0.6)
     for cost, p in zip(costs, points, strict=True):
         s = p.accuracy
         errors = np.maximum([[100 * (s.mean - s.low)], [100 * (s.high - s.mean)]], 0)
-        marker, size, face = ("*", 15, look.colour) if p.trained else (look.marker, 7, "white")
+        marker, size, face = ("*", 15, style.colour) if p.trained else (style.marker, 7, "white")
         axes.errorbar(
             cost,
             100 * s.mean,
             yerr=errors,
-            color=look.colour,
+            color=style.colour,
             marker=marker,
             ms=size,
             mfc=face,
-            mec=look.colour,
+            mec=style.colour,
             capsize=3,
         )
     log_cost_axis(axes, costs)
     axes.margins(y=0.25)
-    baseline = results.spread(BASELINE, cells)
     if not baseline.count:
         return []
     axes.axhspan(100 * baseline.low, 100 * baseline.high, color="#000000", alpha=0.12, lw=0)

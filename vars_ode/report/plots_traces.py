@@ -1,4 +1,4 @@
-"""The plots of what a solve does: energy and residual along it, attention maps over solver time."""
+"""The plots of single solves: energy and residual over solver time, attention maps over solver time."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ LAYER_COLOURS = ("#440154", "#31688e", "#1f9e89", "#7ab41d")  # dark to light, s
 
 
 def energy_and_residual(results: Results) -> Plot:
-    """One row per twin: energy on the left, residual on the right, a line per layer."""
+    """One row per variant: energy on the left, residual on the right, a line per layer."""
     title = "Energy and residual along the solve"
     traces = {
-        name: found for name in results.twins if (found := results.trace(name)) is not None and "times" in found[1]
+        name: found for name in results.variants if (found := results.trace(name)) is not None and "times" in found[1]
     }
     reading = (
         "Left, the energy E(a) = 1/2|V - Phi a|^2 + lam|a|_1 (without the constant 1/2|V|^2, so it may be negative), "
-        "averaged over images and heads: an attractor network runs downhill. Right, the residual, the largest entry "
-        "of the vector field (logarithmic axis): at zero the network would have come to rest. A residual that is "
-        "still high at the end of the line means that the solver stopped before the equilibrium. "
-        + " ".join(_what_happened(n, t) for n, (_, t) in traces.items())
+        "averaged over images and heads; it should fall. Right, the residual, the largest entry of the vector field "
+        "(logarithmic axis): zero at the equilibrium. A residual that is still high at the end of the line means that "
+        "the solver stopped before the equilibrium. " + " ".join(_findings(n, t) for n, (_, t) in traces.items())
     )
     if not traces:
         return Plot("energy_and_residual", title, reading, missing="No run stored a trace of its solve.")
@@ -68,11 +67,11 @@ def _layer_lines(axes: Axes, trace: Trace, key: str) -> None:
         axes.set_yscale("log")
     times = trace["times"]
     for layer, line in enumerate(values):
-        place = layer / max(1, len(values) - 1) * (len(LAYER_COLOURS) - 1)
+        shade = layer / max(1, len(values) - 1) * (len(LAYER_COLOURS) - 1)
         axes.plot(
             times,
             line,
-            color=LAYER_COLOURS[round(place)],
+            color=LAYER_COLOURS[round(shade)],
             ls=DASHES[layer % len(DASHES)],
             marker=MARKERS[layer % len(MARKERS)],
             ms=4,
@@ -83,8 +82,8 @@ def _layer_lines(axes: Axes, trace: Trace, key: str) -> None:
     axes.legend(fontsize=SMALL, frameon=False, ncols=2 if len(values) > 3 else 1, handlelength=3)
 
 
-def _what_happened(name: str, trace: Trace) -> str:
-    """What the traces show, counted."""
+def _findings(name: str, trace: Trace) -> str:
+    """In how many layers the energy falls, and how far the residual does, in a sentence."""
     parts = []
     energy, residual = _series(trace, "energy"), _series(trace, "residual")
     if energy is None:
@@ -104,7 +103,7 @@ def _what_happened(name: str, trace: Trace) -> str:
 
 
 def attention_maps(results: Results) -> list[Plot]:
-    """A figure per attention whose trace has maps; the baseline's join as a last column where the images agree."""
+    """A figure per attention whose trace has maps, with the baseline's map of the same image as the last column."""
     plots = []
     found = {
         name: trace[1]
@@ -122,7 +121,7 @@ def attention_maps(results: Results) -> list[Plot]:
 
 
 def _unique(plots: list[Plot]) -> list[Plot]:
-    """Two labels may give one file name, as odd characters are dropped from it."""
+    """With distinct file names: two attentions may get the same one, as odd characters are replaced in it."""
     seen: dict[str, int] = {}
     unique = []
     for plot in plots:
@@ -150,10 +149,10 @@ def _maps(name: str, trace: Trace, baseline: Trace | None) -> Plot:
     headings += [BASELINE] if beside else []
     figure, grid, bar = _map_grid(len(rows), len(headings))
     for panels, (label, image, maps, other) in zip(grid, rows, strict=True):
-        shown = [maps[i] for i in chosen]
-        low, high = _limits(shown)
+        pictures = [maps[i] for i in chosen]
+        low, high = _limits(pictures)
         _picture(panels[0], image, "gray", 0.0, 1.0)
-        for axes, picture in zip(panels[1:], shown, strict=False):
+        for axes, picture in zip(panels[1:], pictures, strict=False):
             _picture(axes, picture, "viridis", low, high)
         if beside and other is not None:
             _picture(panels[-1], other, "viridis", *_limits([other]))
@@ -165,7 +164,7 @@ def _maps(name: str, trace: Trace, baseline: Trace | None) -> Plot:
     figure.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), cax=bar, ticks=[0, 1])
     bar.set_yticklabels(["least", "most"], fontsize=SMALL)
     bar.set_ylabel("attention, scaled per row", fontsize=SMALL)
-    slug = re.sub(r"[^A-Za-z0-9-]+", "_", name) or "twin"
+    slug = re.sub(r"[^A-Za-z0-9-]+", "_", name) or "attention"
     return Plot(
         f"attention_maps_{slug}", f"Attention maps over solver time: {name}", _maps_reading(name, beside, count), figure
     )
@@ -187,18 +186,18 @@ def _map_grid(rows: int, columns: int) -> tuple[Figure, np.ndarray, Axes]:
 
 def _maps_reading(name: str, beside: bool, count: int) -> str:
     text = (
-        f"Where the last layer of {name} looks on its token grid (one square per token), for a few test images, clean "
-        "and corrupted. "
+        f"How strongly each token is attended to in the last layer of {name} (one square per token of its grid), for a "
+        "few test images, clean and corrupted. "
     )
     if count > 1:
         text += (
-            "From left to right the solver advances; the colours of a row share one scale, so a map that grows "
-            "brighter truly grows. A map that keeps to the garment on the corrupted row is what the recurrence is "
-            "meant to bring about. "
+            "Solver time increases from left to right; the colours of a row share one scale, so brightness can be "
+            "compared along it. Attention that stays on the garment on the corrupted row is what the recurrence is "
+            "meant to achieve. "
         )
     if beside:
-        text += f"The last column is the {BASELINE} twin on the same image, on a scale of its own. "
-    return text + "A few pictures illustrate; they prove nothing about the average."
+        text += f"The last column is the {BASELINE} model on the same image, on a scale of its own. "
+    return text + "These are single images; they say nothing about the average."
 
 
 Line = tuple[str, np.ndarray, np.ndarray, np.ndarray | None]

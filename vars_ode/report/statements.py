@@ -1,8 +1,8 @@
-"""Plain-language statements, each generated from the numbers, so that they flip when the numbers flip.
+"""Sentences on the results of a study, each made from the numbers.
 
-A difference *exceeds the spread over seeds* when it is larger than both standard deviations and no seed of one
-attention reaches into the range of the other. That is a description of the runs at hand and no significance test:
-`chance` says how often two equal attentions would come apart like this.
+A difference *exceeds the spread over seeds* if it is larger than both standard deviations and the ranges of the two
+attentions over seeds do not overlap. That describes the runs that were made and is no significance test: `chance` gives
+the probability of such a difference between two equal attentions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NUM_CLASSES = 10  # Fashion-MNIST
 
 
 def percent(spread: Spread) -> str:
-    """ "80.3 ± 0.5" in percent; without the spread when there is one seed."""
+    """ "80.3 ± 0.5" in percent; without the deviation if there is one seed."""
     if not spread.count:
         return DASH
     mean = f"{100 * spread.mean:.1f}"
@@ -39,11 +39,11 @@ def listing(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def comparison(twin: str, measure: str, ours: Spread, theirs: Spread) -> str:
-    """One sentence on one measure; wins and losses are put in the same words."""
+def comparison(variant: str, measure: str, ours: Spread, theirs: Spread) -> str:
+    """One sentence on one measure, in the same words whichever is ahead."""
     kind = verdict(ours, theirs)
     if kind == "missing":
-        return f"{measure}: not measured for both {twin} and {BASELINE}."
+        return f"{measure}: not measured for both {variant} and {BASELINE}."
     points = 100 * (ours.mean - theirs.mean)
     side = "level with" if abs(points) < 0.05 else f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'}"
     numbers = f"{percent(ours)} % against {percent(theirs)} %, {_counts(ours, theirs)}"
@@ -59,7 +59,7 @@ def comparison(twin: str, measure: str, ours: Spread, theirs: Spread) -> str:
         if max(ours.mean, theirs.mean) <= chance_level
         else ""
     )
-    return f"{measure}: {twin} is {side} {BASELINE} ({numbers}), {ends[kind]}{floor}"
+    return f"{measure}: {variant} is {side} {BASELINE} ({numbers}), {ends[kind]}{floor}"
 
 
 def _counts(ours: Spread, theirs: Spread) -> str:
@@ -68,18 +68,18 @@ def _counts(ours: Spread, theirs: Spread) -> str:
 
 
 def short_answer(results: Results) -> str:
-    """The answer to the demo's question: who is ahead on corrupted images."""
-    twins, cells = results.twins, results.corrupted_cells
-    if not twins or BASELINE not in results.attentions:
-        return "There is no pair of twins to compare, so the question stays open here."
-    if not cells:
-        return "No corruption was measured, so the question stays open here."
-    theirs = results.spread(BASELINE, cells)
+    """Which attentions are ahead of the baseline on corrupted images."""
+    variants, conditions = results.variants, results.corrupted_conditions
+    if not variants or BASELINE not in results.attentions:
+        return f"Nothing can be compared: that takes {BASELINE} and another attention."
+    if not conditions:
+        return "Nothing can be said about corrupted images: no corruption was measured."
+    theirs = results.spread(BASELINE, conditions)
     kinds: dict[str, list[str]] = {}
-    for twin in twins:
-        ours = results.spread(twin, cells)
+    for variant in variants:
+        ours = results.spread(variant, conditions)
         points = f" ({100 * (ours.mean - theirs.mean):+.1f} points)" if ours.count and theirs.count else ""
-        kinds.setdefault(verdict(ours, theirs), []).append(twin + points)
+        kinds.setdefault(verdict(ours, theirs), []).append(variant + points)
     texts = {
         "ahead": f"ahead of {BASELINE} by more than the spread over seeds: {{}}",
         "behind": f"behind {BASELINE} by more than the spread over seeds: {{}}",
@@ -90,14 +90,14 @@ def short_answer(results: Results) -> str:
     return "On corrupted images, " + "; ".join(texts[k].format(listing(kinds[k])) for k in texts if k in kinds) + "."
 
 
-def twin_statements(results: Results, twin: str) -> tuple[str, list[str]]:
-    """A one-line balance for a twin, and a sentence per measure."""
+def variant_statements(results: Results, variant: str) -> tuple[str, list[str]]:
+    """A one-line balance for a variant, and a sentence per measure."""
     kinds: dict[str, list[str]] = {}
     sentences = []
-    for measure, cells in results.measures().items():
-        ours, theirs = results.spread(twin, cells), results.spread(BASELINE, cells)
+    for measure, conditions in results.measures().items():
+        ours, theirs = results.spread(variant, conditions), results.spread(BASELINE, conditions)
         kinds.setdefault(verdict(ours, theirs), []).append(measure)
-        sentences.append(comparison(twin, measure[0].upper() + measure[1:], ours, theirs))
+        sentences.append(comparison(variant, measure[0].upper() + measure[1:], ours, theirs))
     texts = {
         "ahead": "ahead of softmax on {}",
         "behind": "behind softmax on {}",
@@ -107,38 +107,38 @@ def twin_statements(results: Results, twin: str) -> tuple[str, list[str]]:
     }
     balance = "; ".join(texts[kind].format(listing(kinds[kind])) for kind in texts if kind in kinds)
     extra: list[Callable[[Results, str], str]] = [loss_under_corruption, size_and_time]
-    return f"{twin}: {balance}.", sentences + [text for text in (make(results, twin) for make in extra) if text]
+    return f"{variant}: {balance}.", sentences + [text for text in (make(results, variant) for make in extra) if text]
 
 
-def loss_under_corruption(results: Results, twin: str) -> str:
-    """What each loses from clean to corrupted images: a twin may lead there merely because it leads everywhere."""
+def loss_under_corruption(results: Results, variant: str) -> str:
+    """The accuracy that each loses from clean to corrupted images: leading on both is not yet robustness."""
     drops = []
-    for name in (twin, BASELINE):
-        clean, corrupted = results.by_seed(name, [CLEAN]), results.by_seed(name, results.corrupted_cells)
+    for name in (variant, BASELINE):
+        clean, corrupted = results.by_seed(name, [CLEAN]), results.by_seed(name, results.corrupted_conditions)
         drops.append(Spread.of(clean[seed] - corrupted[seed] for seed in clean if seed in corrupted))
     if not all(drop.count for drop in drops):
         return ""
     return (
-        f"From clean to corrupted images {twin} loses {percent(drops[0])} points "
+        f"From clean to corrupted images {variant} loses {percent(drops[0])} points "
         f"and {BASELINE} {percent(drops[1])} points."
     )
 
 
-def size_and_time(results: Results, twin: str) -> str:
+def size_and_time(results: Results, variant: str) -> str:
     """Parameters and time beside the baseline's."""
     parts = []
-    sizes = parameters(results, twin), parameters(results, BASELINE)
+    sizes = parameters(results, variant), parameters(results, BASELINE)
     if sizes[0] and sizes[1]:
         change = 100 * (sizes[0] / sizes[1] - 1)
         more = "more" if change > 0 else "fewer"
         parts.append("as many parameters" if abs(change) < 0.05 else f"{abs(change):.1f} % {more} parameters")
-    seconds = train_seconds(results, twin) / train_seconds(results, BASELINE)
+    seconds = train_seconds(results, variant) / train_seconds(results, BASELINE)
     if math.isfinite(seconds):
         parts.append(f"{seconds:.1f} times the training time")
-    times = [Spread.of(results.by_seed(a, [CLEAN], None, "milliseconds").values()).mean for a in (twin, BASELINE)]
+    times = [Spread.of(results.by_seed(a, [CLEAN], None, "milliseconds").values()).mean for a in (variant, BASELINE)]
     if times[0] > 0 and times[1] > 0:
         parts.append(f"{times[0] / times[1]:.1f} times the forward time per image")
-    return f"{twin} has or takes, relative to {BASELINE}: {listing(parts)}." if parts else ""
+    return f"{variant} has or takes, relative to {BASELINE}: {listing(parts)}." if parts else ""
 
 
 def parameters(results: Results, attention: str) -> int | None:
@@ -153,20 +153,20 @@ def train_seconds(results: Results, attention: str) -> float:
 
 
 def chance(results: Results) -> str:
-    """How often two equal attentions would be separated by luck alone: 2 / C(n + m, n)."""
+    """The probability that two equal attentions get ranges that do not overlap: 2 / C(n + m, n)."""
     counts = [len(results.seeds(name)) for name in results.attentions]
     if BASELINE not in results.attentions or len(counts) < 2 or min(counts) < 2:
         return ""
     ours, theirs = min(counts[1:]), counts[0]
-    comparisons = len(results.twins) * len(results.measures())
+    comparisons = len(results.variants) * len(results.measures())
     return (
-        f"With {ours} and {theirs} seeds, two equal attentions would come apart like this by luck in up to one of "
-        f"{math.comb(ours + theirs, ours) / 2:.0f} comparisons, and this page makes {comparisons}."
+        f"With {ours} and {theirs} seeds, two equal attentions would differ by more than the spread by chance in up to "
+        f"one of {math.comb(ours + theirs, ours) / 2:.0f} comparisons, and this page makes {comparisons}."
     )
 
 
 def solver_statements(results: Results, attention: str) -> list[str]:
-    """What another solver does to the trained model; seeds are paired, as the weights are the same."""
+    """How the accuracy of trained models changes with the solver, seed by seed, since the weights are the same."""
     sentences = []
     points = results.sweep(attention)
     for column in ("clean", "corrupted"):
@@ -208,26 +208,26 @@ def _change(point: SolverPoint, trained: SolverPoint) -> str:
 def missing_pieces(results: Results) -> list[str]:
     """What the report cannot show, in sentences."""
     names = results.attentions
-    untraced = [name for name in results.twins if results.trace(name) is None]  # reading a trace may add a note
+    untraced = [name for name in results.variants if results.trace(name) is None]  # reading a trace may add a note
     pieces = list(results.notes)
     if names and BASELINE not in names:
-        pieces.append(f"There is no {BASELINE} run, so nothing can be compared with the usual attention.")
-    if names and not results.twins:
+        pieces.append(f"There is no {BASELINE} run, so nothing can be compared with {BASELINE} attention.")
+    if names and not results.variants:
         pieces.append(f"There are only {BASELINE} runs: no VARS model was trained.")
     single = [name for name in names if len(results.seeds(name)) == 1]
     if single:
         pieces.append(f"One seed only for {listing(single)}: no spread over seeds can be given for it.")
-    for measure, cells in results.measures().items():
+    for measure, conditions in results.measures().items():
         for name in names:
-            lacking = sorted(set(results.seeds(name)) - set(results.by_seed(name, cells)))
+            lacking = sorted(set(results.seeds(name)) - set(results.by_seed(name, conditions)))
             if lacking:
                 seeds = listing([str(seed) for seed in lacking])
-                pieces.append(f"{name}, seed {seeds}: {measure} incomplete, so left out there.")
+                pieces.append(f"{name}, seed {seeds}: {measure} incomplete, so not in that mean.")
     present = results.measures()
     absent = [m for m in ("clean images", "mean of corruptions", "FGSM", "PGD") if m not in present or not names]
     if names and absent:
         pieces.append(f"Not measured for any model: {listing(absent)}.")
-    unswept = [name for name in results.twins if not results.sweep(name)]
+    unswept = [name for name in results.variants if not results.sweep(name)]
     pieces += [f"{name}: no solver other than the trained one was measured." for name in unswept]
     pieces += [
         f"{attention}, seed {listing([str(seed) for seed in seeds])}: {solver} diverged, so no accuracy is given there."
@@ -238,9 +238,20 @@ def missing_pieces(results: Results) -> list[str]:
 
 
 def _diverged(results: Results) -> list[str]:
-    bad = [
+    return [
         f"The training loss of {run.attention}, seed {run.seed}, did not stay finite."
         for run in results.runs.values()
         if any("loss" in epoch and not math.isfinite(epoch["loss"]) for epoch in run.history)
     ]
-    return bad
+
+
+def solver_warnings(results: Results) -> list[str]:
+    """What the solvers warned of during training and measurement, with the number of runs."""
+    sentences = []
+    for message, by_attention in results.warnings().items():
+        runs = [
+            f"{attention} in {len(seeds)} of {len(results.seeds(attention))} runs"
+            for attention, seeds in by_attention.items()
+        ]
+        sentences.append(f"{listing(runs)}: {message}")
+    return sentences

@@ -1,4 +1,4 @@
-"""`write_report`: one HTML file, without outside resources, that tells a newcomer what a demo run found."""
+"""`write_report`: the results of a study as one HTML file without external resources."""
 
 from __future__ import annotations
 
@@ -20,44 +20,49 @@ from vars_ode.report.statements import (
     seeds_text,
     short_answer,
     solver_statements,
+    solver_warnings,
     train_seconds,
-    twin_statements,
+    variant_statements,
 )
-from vars_ode.study.records import BASELINE, Results, SolverPoint, Spread, number, read_results, readable
+from vars_ode.study.records import BASELINE, Condition, Results, SolverPoint, number, read_results, readable
+from vars_ode.study.statistics import Spread
 
-TITLE = "Attention as sparse reconstruction: twin vision transformers compared"
+TITLE = "Attention as sparse reconstruction: vision transformers compared"
 
 GLOSSARY = {
-    "Attractor network": "A recurrent network whose state runs towards a point of rest, the attractor. Here the "
-    "state is the sparse code of an image's tokens, and the attractor the code that reconstructs them best.",
+    "Attractor network": "A recurrent network whose state converges to an equilibrium, the attractor. Here the state "
+    "is the sparse code of an image's tokens, and the attractor the code that reconstructs them best.",
     "VARS": "Visual attention from recurrent sparse reconstruction (Shi et al., ICML 2022, arXiv 2204.10962): "
     "attention computed by such a network instead of a softmax.",
-    "Templates": "The columns of the dictionary Phi out of which the values V are reconstructed: built from the input "
-    "(vars-d), or from the input with learned ones added (vars-sd).",
-    "Energy": "E(a) = 1/2|V - Phi a|^2 + lam|a|_1: how badly the code a reconstructs the values, plus a price on "
-    "using many templates. Plots leave out the constant 1/2|V|^2. Variants with a learned factor in the recurrence "
-    "have no energy.",
-    "Sparsity (lam)": "The price lam in the energy. The higher it is, the more entries of the code are exactly zero.",
+    "Templates": "The columns of the dictionary Phi by which the values V are reconstructed: functions of the input "
+    "(vars-d), or those and learned ones (vars-sd).",
+    "Learned forms": "A name without a suffix, such as vars-d, learns its projections (and templates) only. -factor "
+    "learns a matrix K in the recurrence, K G K in place of the Gram G = Phi^T Phi, and scales of threshold and rate; "
+    "its vector field has no energy. -dictionary learns K in the templates, Phi K in place of Phi, and has an energy.",
+    "Energy": "E(a) = 1/2|V - Phi a|^2 + lam|a|_1: the error of the reconstruction by the code a, plus a penalty on "
+    "its size that makes it sparse. Plots leave out the constant 1/2|V|^2.",
+    "Sparsity (lam)": "The weight lam of the penalty. The higher it is, the more entries of the code are exactly zero.",
     "Solver, solver step": "The network is a differential equation, and the solver the method that integrates "
-    "it. euler-5 takes five steps of Euler's method. Fewer steps are cheaper and end farther from rest; single-step "
-    "is close to ordinary attention.",
-    "Field evaluation": "One computation of how the state wants to move. It is what a solver spends; softmax "
-    "attention needs none.",
-    "Residual": "How fast the state still moves where the solver stops. Zero means that the network has come to rest.",
+    "it. euler-5 takes five steps of Euler's method. Fewer steps cost less and end farther from the equilibrium.",
+    "single-step": "The limit in which VARS is kernel self-attention: one step from zero without sparsity. A model "
+    "trained with more steps need not work there.",
+    "Field evaluation": "One evaluation of the vector field, the right-hand side of the differential equation: the "
+    "unit of a solver's cost. Softmax attention has none.",
+    "Residual": "How fast the state still changes where the solver stops: zero at the equilibrium.",
     "Corruption, severity": "A change to the test images, such as noise or blur, and its strength.",
     "FGSM": "Fast gradient sign method: an attack that changes every pixel by a fixed small amount in the "
     "direction that raises the loss most.",
     "PGD": "Projected gradient descent: FGSM in several smaller steps, which makes it the stronger attack. Both "
-    "follow the model's own gradient; where a model blurs its gradient, they understate how easily it is fooled.",
-    "Seed": "The number that fixes the random parts of a training. Training again with other seeds shows how much of a "
-    "difference is luck.",
+    "follow the model's own gradient; where that gradient vanishes or is inaccurate, they overestimate robustness.",
+    "Seed": "The number that fixes the random parts of a training. Training with several seeds shows how much of a "
+    "difference is due to chance.",
 }
 
 
 def write_report(folder: Path) -> Path:
     """Draw the plots into `folder/plots` and write `folder/report.html`; returns the report's path.
 
-    A piece of the results that is missing is named in the report. Only a folder that does not exist is an error.
+    The report names results that are missing. Only a folder that does not exist is an error.
     """
     folder = Path(folder)
     results = read_results(folder)
@@ -71,6 +76,7 @@ def write_report(folder: Path) -> Path:
         "Other solvers, without retraining": _solvers(results),
         "Every corruption": _corruptions(results),
         "What is missing": _missing(results),
+        "Warnings of the solvers": _warnings(results),
         "Settings, versions, and how to reproduce": _settings(results),
         "Glossary": page.definitions(GLOSSARY),
     }
@@ -90,33 +96,35 @@ def _scope(results: Results) -> str:
 def _summary(results: Results) -> str:
     if not results.attentions:
         return page.paragraph("There are no results in this folder yet.", "answer")
-    balances = [twin_statements(results, twin)[0] for twin in results.twins if BASELINE in results.attentions]
+    balances = [
+        variant_statements(results, variant)[0] for variant in results.variants if BASELINE in results.attentions
+    ]
     return page.paragraph(short_answer(results), "answer") + page.bullets(balances) + page.paragraph(_scope(results))
 
 
 def _introduction(results: Results) -> str:
     question = (
-        "The question: does it help a vision transformer to compute its attention by an attractor network that "
+        "The question: is a vision transformer more robust if its attention is computed by an attractor network that "
         "reconstructs its input sparsely (VARS), rather than by a softmax? And once such a network is trained, how "
-        "much does its answer depend on the solver that integrates it?"
+        "much does its accuracy depend on the solver that integrates it?"
     )
     names = results.attentions
     tests = ["on clean images"]
-    severities = sorted({cell[1] for cell in results.corrupted_cells})
+    severities = sorted({condition.severity for condition in results.corrupted_conditions})
     if severities:
         levels = listing([str(severity) for severity in severities])
-        tests.append(f"on images spoilt by corruptions of severity {levels}")
+        tests.append(f"on images under corruptions of severity {levels}")
     if results.attacks:
-        attacks = listing(sorted(name.upper() for name, _ in results.attacks))
+        attacks = listing(sorted(attack.name.upper() for attack in results.attacks))
         tests.append(f"against attacks that know the model: {attacks}{_epsilon(results)}")
-    twins = (
+    models = (
         f"Small vision transformers{f' ({listing(names)})' if names else ''} were trained on the same part of "
-        "Fashion-MNIST, 28 x 28 grey pictures of ten kinds of clothing. They are twins: they differ in their attention "
-        f"alone. Each was then tested {'; '.join(tests)}."
+        "Fashion-MNIST, 28 x 28 grey pictures of ten kinds of clothing. They differ in their attention alone. Each was "
+        f"then tested {'; '.join(tests)}."
     )
-    if any(results.sweep(name) for name in results.twins):
-        twins += " Lastly the trained VARS models were tested again, without retraining, with other solvers."
-    return page.paragraph(question) + page.paragraph(twins)
+    if any(results.sweep(name) for name in results.variants):
+        models += " Lastly the trained VARS models were tested again, without retraining, with other solvers."
+    return page.paragraph(question) + page.paragraph(models)
 
 
 def _epsilon(results: Results) -> str:
@@ -142,8 +150,8 @@ def _headline(results: Results) -> str:
         count = len(results.seeds(name))
         size = parameters(results, name)
         solvers = dict.fromkeys(filter(None, (results.trained_solver(name, seed) for seed in results.seeds(name))))
-        cells = [_with_count(results.spread(name, cells), count) for cells in measures.values()]
-        known = [f"{size:,}" if size else DASH, *cells, ", ".join(solvers) or DASH]
+        accuracies = [_with_count(results.spread(name, conditions), count) for conditions in measures.values()]
+        known = [f"{size:,}" if size else DASH, *accuracies, ", ".join(solvers) or DASH]
         rows.append([name, str(count), *known, plain(train_seconds(results, name), 0)])
     caption = (
         "Accuracy on the test images: mean ± standard deviation over seeds, in percent. Without a ± there is only "
@@ -158,19 +166,18 @@ def _with_count(spread: Spread, expected: int) -> str:
 
 
 def _statements(results: Results) -> str:
-    if BASELINE not in results.attentions or not results.twins:
+    if BASELINE not in results.attentions or not results.variants:
         return page.paragraph(
             f"Not available: a comparison needs {BASELINE} and at least one other attention.", "missing"
         )
     parts = [
         page.paragraph(
             "Points are percentage points of accuracy. A difference counts as more than the spread over seeds when "
-            "it is larger than both standard deviations and no seed of one twin reaches into the range of the other. "
-            + chance(results)
+            "it is larger than both standard deviations and the ranges over seeds do not overlap. " + chance(results)
         )
     ]
-    for twin in results.twins:
-        balance, sentences = twin_statements(results, twin)
+    for variant in results.variants:
+        balance, sentences = variant_statements(results, variant)
         parts += [page.paragraph(balance), page.bullets(sentences)]
     return "\n".join(parts)
 
@@ -183,25 +190,25 @@ def _figure(plot: Plot, path: Path | None) -> str:
 
 def _solvers(results: Results) -> str:
     rows, sentences = [], []
-    for name in results.twins:
+    for name in results.variants:
         points = results.sweep(name)
         sentences += solver_statements(results, name)
         for solver in dict.fromkeys(point.solver for point in points):
             here = [point for point in points if point.solver == solver]
             rows.append(_solver_row(here, len(results.seeds(name))))
-        lost = [solver for attention, solver in results.diverged() if attention == name]
+        diverged = [solver for attention, solver in results.diverged() if attention == name]
         rows += [
             [name, solver, *2 * ["diverged"], *2 * [DASH]]
-            for solver in lost
+            for solver in diverged
             if solver not in {p.solver for p in points}
         ]
     if not rows:
         return page.paragraph("Not available: no solver other than those of the training was measured.", "missing")
     headings = ["Attention", "Solver", "Clean (%)", "Corrupted (%)", "Evaluations", "ms per image"]
     conditions = {
-        f"{readable(cell[0])} (severity {cell[1]})": None
-        for name in results.twins
-        for cell in results.sweep_cells(name)
+        f"{readable(condition.name)} (severity {condition.severity})": None
+        for name in results.variants
+        for condition in results.sweep_conditions(name)
     }
     corrupted = f"Corrupted: the mean of {listing(list(conditions))}. " if conditions else ""
     caption = (
@@ -222,14 +229,14 @@ def _solver_row(points: list[SolverPoint], seeds: int) -> list[str]:
 
 
 def _corruptions(results: Results) -> str:
-    severities = sorted({cell[1] for cell in results.corrupted_cells})
+    severities = sorted({condition.severity for condition in results.corrupted_conditions})
     if not severities:
         return page.paragraph("Not available: no corruption was measured.", "missing")
     rows = []
-    for corruption, cells in results.corruptions.items():
+    for corruption, conditions in results.corruptions.items():
         for name in results.attentions:
-            accuracies = [percent(results.spread(name, [(corruption, severity)])) for severity in severities]
-            rows.append([readable(corruption), name, *accuracies, percent(results.spread(name, cells))])
+            accuracies = [percent(results.spread(name, [Condition(corruption, severity)])) for severity in severities]
+            rows.append([readable(corruption), name, *accuracies, percent(results.spread(name, conditions))])
     headings = ["Corruption", "Attention", *[f"Severity {severity}" for severity in severities], "Mean"]
     return page.table(headings, rows, "Accuracy in percent, mean ± standard deviation over seeds.", texts=2)
 
@@ -243,19 +250,23 @@ def _missing(results: Results) -> str:
     )
 
 
+def _warnings(results: Results) -> str:
+    return page.bullets(solver_warnings(results)) or page.paragraph("No warning was recorded.")
+
+
 def _settings(results: Results) -> str:
     parts = []
     command = results.details.get("command")
     if command:
-        parts += [page.paragraph("This command repeats the run:"), f"<pre>{page.escape(str(command))}</pre>"]
+        parts += [page.paragraph("This command repeats the study:"), f"<pre>{page.escape(str(command))}</pre>"]
     else:
-        parts.append(page.paragraph("The command of this run was not stored.", "missing"))
+        parts.append(page.paragraph("The command of this study was not stored.", "missing"))
     seconds = number(results.details.get("wall_seconds"))
     if math.isfinite(seconds):
         parts.append(
             page.paragraph(
-                f"It took {seconds / 60:.1f} minutes. Times depend on the computer, and the last digits of "
-                "accuracies may, too."
+                f"It took {seconds / 60:.1f} minutes. Times depend on the computer, and so may the last digits of "
+                "accuracies."
             )
         )
     for heading, values in (("Setting", results.settings), ("Package", results.versions)):

@@ -81,7 +81,7 @@ def pgd(
         seed: of the random start. An image's start depends on the seed and the image's index alone: neither on the
             images beside it nor on the device. Under another eps it is the same point of the ball, scaled.
         targeted: descend towards `labels` instead of ascending away from them.
-        indices: (batch,) int64, the images' places in the whole data set; None for 0, 1, ..., batch - 1.
+        indices: (batch,) int64, the images' positions in the whole data set; None for 0, 1, ..., batch - 1.
 
     Returns:
         The last iterate: images of the same shape, dtype and device, in [0, 1] and within eps of the images.
@@ -127,7 +127,7 @@ def _check(images: Tensor, labels: Tensor, caller: str, eps: float, step_size: f
 
 
 def _gradient(model: nn.Module, images: Tensor, labels: Tensor, caller: str) -> Tensor:
-    """The gradient of the cross entropy to the images, summed so that none depends on an image's batch mates."""
+    """The gradient of the cross entropy to the images, summed, so that it does not depend on the batch."""
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         logits = model(images)

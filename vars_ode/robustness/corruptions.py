@@ -128,7 +128,7 @@ def corrupt(
         severity: 1 (mild) to 3 (severe), for a corruption of one's own up to its number of strengths.
         seed: of the noise. An image's noise depends on seed, name, severity and the image's index alone: neither on
             the images beside it nor on the device. The global random state is neither read nor advanced.
-        indices: (batch,) int64, the images' places in the whole data set; None for 0, 1, ..., batch - 1.
+        indices: (batch,) int64, the images' positions in the whole data set; None for 0, 1, ..., batch - 1.
 
     Returns:
         Images of the same shape, dtype and device, clipped to [0, 1], without gradient.

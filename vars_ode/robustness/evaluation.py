@@ -132,8 +132,8 @@ def outcomes(
         device: as in `accuracy`.
         batch_size: as in `accuracy`.
         seed: of corruptions and of the default PGD's random start.
-        indices: (images,) int64, for each image of `data` its place in the whole data set; None for 0, 1, 2, ... in the
-            order in which they come. An index that occurs twice, as in padded shards, is counted once.
+        indices: (images,) int64, for each image of `data` its position in the whole data set; None for 0, 1, 2, ... in
+            the order in which they come. An index that occurs twice, as in padded shards, is counted once.
         progress: called as ``progress(condition, severity, images so far)`` after each batch.
 
     Returns:

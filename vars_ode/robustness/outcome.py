@@ -25,7 +25,7 @@ class Outcome:
     Args:
         condition: ``"clean"``, the name of a corruption or of an attack.
         severity: from 1 for a corruption; 0 otherwise.
-        indices: (images,) int64, the images' places in the whole data set.
+        indices: (images,) int64, the images' positions in the whole data set.
         labels: (images,) int64, the true classes.
         predictions: (images,) int64, the classes of the largest logits.
 

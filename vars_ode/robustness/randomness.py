@@ -1,4 +1,4 @@
-"""Random numbers that belong to an image, and not to its place in a batch.
+"""Random numbers that belong to an image, whatever its batch.
 
 Corruption noise and attack starts are drawn from a generator of the image's own, whose seed is a hash of (seed,
 condition, severity, image index). So an image meets the same noise whatever the batch size, the order of conditions,
@@ -35,17 +35,17 @@ def check_indices(indices: Tensor | Sequence[int] | None, count: int, caller: st
         return list(range(count))
     if isinstance(indices, Tensor) and (indices.is_floating_point() or indices.ndim != 1):
         raise ValueError(
-            f"{caller} got indices {indices.dtype} {tuple(indices.shape)} for {count} images; expected their places in "
-            f"the whole data set, torch.int64 ({count},)."
+            f"{caller} got indices {indices.dtype} {tuple(indices.shape)} for {count} images; expected their positions "
+            f"in the whole data set, torch.int64 ({count},)."
         )
     try:
         found = [operator.index(index) for index in (indices.tolist() if isinstance(indices, Tensor) else indices)]
     except TypeError as error:
         raise ValueError(
-            f"{caller} got indices that are not integers ({error}); expected the images' places in the whole data set."
+            f"{caller} got indices that are not integers ({error}); expected positions in the whole data set."
         ) from None
     if len(found) != count:
         raise ValueError(f"{caller} got {len(found)} indices for {count} images; expected one per image.")
     if min(found, default=0) < 0:
-        raise ValueError(f"{caller} got the index {min(found)}; expected places in the whole data set, counted from 0.")
+        raise ValueError(f"{caller} got the index {min(found)}; expected positions in the data set, counted from 0.")
     return found

@@ -1,8 +1,7 @@
-"""What is measured on a trained model: robustness, solvers without retraining, traces of the solve."""
+"""The measurements of a study on a trained model: robustness, other solvers, traces of the solve."""
 
 import contextlib
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,30 +16,31 @@ import solvers
 from vars_ode import robustness
 from vars_ode.fields import why_no_energy
 from vars_ode.layer import ReconstructionLayer
-from vars_ode.measuring import evaluation_mode
+from vars_ode.measuring import evaluation_mode, processor_time
 from vars_ode.models import layer_inputs, single_step_limit, vars_layers, with_solver
 from vars_ode.study.plan import EXACT, SINGLE_STEP, Plan, parse_solver
 
 BATCH_SIZE = 125
-PROBE_IMAGES = 50  # for evaluations and times, which hardly differ between images
+PROBE_IMAGES = 50  # for evaluations and times, which differ little between images
 TRACE_IMAGES = 3
 TRACE_STEPS = 20
 MAP_TIMES = (1, 2, 5, 20)
 TRACE_CORRUPTION = ("small_gaussian_noise", 2)
 
-Progress = Callable[[str], object]  # called with what is being measured, after each piece of work
-Row = dict[str, Any]
+Progress = Callable[[str], object]  # called with the name of what is measured, after each batch
 
 EQUILIBRIUM = solvers.Nesterov(max_steps=150, rtol=1e-3, atol=1e-4)
-"""About a hundred steps reach it where there is an equilibrium to reach; a learned factor may leave none, and then the
-run's record holds the solver's warning."""
+"""About a hundred steps are enough if there is an equilibrium. With a learned factor there may be none; the solver's
+warning is then recorded with the run."""
 
 
 def conditions(plan: Plan) -> list[str]:
+    """The names of everything that is done to the test images."""
     return ["clean", *plan.corruptions, "fgsm", "pgd"]
 
 
 def attacks(plan: Plan) -> dict[str, Any]:
+    """The attacks by name, as `robustness.evaluate` takes them."""
     eps = plan.eps
     return {
         "fgsm": partial(robustness.fgsm, eps=eps),
@@ -48,8 +48,10 @@ def attacks(plan: Plan) -> dict[str, Any]:
     }
 
 
-def measure_robustness(model: nn.Module, data: TensorDataset, plan: Plan, progress: Progress) -> Iterator[Row]:
-    """Accuracy under every condition, with the solver of the training."""
+def measure_robustness(
+    model: nn.Module, data: TensorDataset, plan: Plan, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """The accuracy in each condition, with the solver of the training."""
     label = plan.solver if vars_layers(model) else EXACT
     cost = _cost(model, data)
     rows = robustness.evaluate(
@@ -65,18 +67,18 @@ def measure_robustness(model: nn.Module, data: TensorDataset, plan: Plan, progre
         yield {**row, "solver": label, **cost}
 
 
-def measure_solvers(model: nn.Module, data: TensorDataset, plan: Plan, progress: Progress) -> Iterator[Row]:
-    """Accuracy and cost of the same weights under the other solvers; None where one diverges on any of the images."""
+def measure_solvers(model: nn.Module, data: TensorDataset, plan: Plan, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Accuracy and cost of the same weights under the other solvers; None for a solver that diverges on some image."""
     for label in plan.sweep:
         if label == plan.solver or not vars_layers(model):
             continue
         other = with_label(model, label)
-        cost: Row = {"evaluations": None, "milliseconds": None}
-        with contextlib.suppress(RuntimeError, ValueError):  # it diverged: a later layer met NaN
+        cost: dict[str, Any] = {"evaluations": None, "milliseconds": None}
+        with contextlib.suppress(RuntimeError, ValueError):  # it diverged: a later layer got NaN
             cost = _cost(other, data)
         for condition, severity in plan.sweep_conditions:
             progress(label)
-            row: Row = {"condition": condition, "severity": severity, "accuracy": None}
+            row: dict[str, Any] = {"condition": condition, "severity": severity, "accuracy": None}
             try:
                 (measured,) = robustness.evaluate(other, data, [condition], [severity or 1], batch_size=BATCH_SIZE)
             except (RuntimeError, ValueError) as error:  # logits, or a later layer's input, that are not finite
@@ -87,7 +89,7 @@ def measure_solvers(model: nn.Module, data: TensorDataset, plan: Plan, progress:
 
 
 def with_label(model: nn.Module, label: str) -> nn.Module:
-    """A copy that shares the weights, its layers solved as a label of the plan says.
+    """A copy that shares the weights, with the solver that a label of the plan stands for.
 
     Args:
         label: as for `parse_solver`, or "single-step" for the limit in which VARS is self-attention.
@@ -98,7 +100,7 @@ def with_label(model: nn.Module, label: str) -> nn.Module:
 
 
 @torch.no_grad()
-def _cost(model: nn.Module, data: TensorDataset) -> Row:
+def _cost(model: nn.Module, data: TensorDataset) -> dict[str, Any]:
     """Field evaluations per layer and image, and milliseconds per image of a forward pass."""
     images = data.tensors[0][:PROBE_IMAGES]
     evaluations = [
@@ -106,15 +108,16 @@ def _cost(model: nn.Module, data: TensorDataset) -> Row:
         for layer, tokens in (layer_inputs(model, images).values() if vars_layers(model) else ())
     ]
     with evaluation_mode(model):
-        started = time.process_time()
-        model(images)
-        milliseconds = 1e3 * (time.process_time() - started) / len(images)
-    return {"evaluations": float(np.mean(evaluations)) if evaluations else 0.0, "milliseconds": milliseconds}
+        _, milliseconds = processor_time(lambda: model(images))  # several runs share the machine
+    return {
+        "evaluations": float(np.mean(evaluations)) if evaluations else 0.0,
+        "milliseconds": milliseconds / len(images),
+    }
 
 
 @torch.no_grad()
 def measure_traces(model: nn.Module, data: TensorDataset, progress: Progress) -> dict[str, np.ndarray]:
-    """Energy and residual along a solve longer than the trained one, and attention maps at several horizons."""
+    """Energy and residual over a longer horizon than in training, and attention maps at several horizons."""
     images = data.tensors[0][:TRACE_IMAGES]
     corrupted = robustness.corrupt(images, *TRACE_CORRUPTION)
     energies, residuals = [], []
@@ -139,12 +142,12 @@ def measure_traces(model: nn.Module, data: TensorDataset, progress: Progress) ->
 
 
 def at_horizon(layer: ReconstructionLayer, t1: float) -> ReconstructionLayer:
-    """The layer on another horizon, in Euler steps of dt = 1; parameters are shared."""
+    """A copy of the layer with another horizon, in Euler steps of dt = 1; parameters are shared."""
     return with_solver(layer, solvers.Euler(dt=1.0), t1=float(t1), until=False)
 
 
 def _along_solve(layer: ReconstructionLayer, tokens: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(energy, residual) at each step, means over images and heads; the energy is NaN where there is none."""
+    """(energy, residual) at each step, means over images and heads; the energy is NaN for fields that descend none."""
     args, _ = layer.problem(tokens)
     states = layer.solve(tokens, save_at="steps").ys
     rates = torch.stack([layer.field(None, state, args) for state in states])
@@ -155,7 +158,7 @@ def _along_solve(layer: ReconstructionLayer, tokens: Tensor) -> tuple[np.ndarray
 
 
 def _maps(model: nn.Module, images: Tensor) -> np.ndarray:
-    """How strongly each grid token of the last VARS layer is attended to, (images, times, height, width)."""
+    """The attention that each grid token of the last VARS layer receives, (images, times, height, width)."""
     layer, tokens = list(layer_inputs(model, images).values())[-1]
     maps = []
     for t1 in MAP_TIMES:

@@ -1,7 +1,8 @@
-"""What a study is: everything that a result depends on, and nothing else."""
+"""The plan of a study: everything that its results depend on, except attention and seed."""
 
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -18,20 +19,21 @@ EXACT = "exact"  # the label of attentions that have no solver
 
 @dataclass(frozen=True)
 class Plan:
-    """Fixed for all runs in a results folder. Attentions and seeds are not here: runs of others can join later.
+    """The settings of all runs in a results folder. Runs with further attentions and seeds can be added later.
 
     Args:
         recipe: how each model is trained.
-        model: a name of timm's, into which each attention is put.
-        solver: what the VARS models are trained with, such as "euler-5".
+        model: a model of timm's, built with each attention.
+        model_options: its keyword arguments.
+        solver: with which the VARS models are trained, such as "euler-5".
         sparsity: lam.
         t1: horizon of the solve.
         num_features: random features per head; VARS-SD has as many static templates.
-        train_images, test_images: how many of the embedded data set, from its start.
+        train_images, test_images: the first so many images of the embedded data set.
         severities: of the corruptions.
         corruptions: their names.
-        sweep: the solvers tried without retraining.
-        sweep_conditions: (condition, severity) that they are tried on.
+        sweep: labels of the solvers that the trained models are measured with, see `parse_solver`; also "single-step".
+        sweep_conditions: the (condition, severity) in which they are.
         eps: of FGSM and PGD, on the [0, 1] scale; PGD takes 5 steps of eps/4 from a random start.
     """
 
@@ -65,7 +67,7 @@ class Plan:
             solvers.checks.positive_int(name, getattr(self, name))
 
     def spec(self, attention: str) -> ModelSpec:
-        """The model with an attention, with the options that this attention has a use for."""
+        """The model with an attention, and those options of the plan that the attention takes."""
         chosen = named_attention(attention)
         options: dict[str, Any] = {}
         if chosen.is_vars:
@@ -75,18 +77,25 @@ class Plan:
         return ModelSpec(self.model, chosen.name, options, model_options=self.model_options)
 
     def build(self, attention: str, seed: int) -> nn.Module:
-        """The model with an attention; models of a seed differ in their attention only."""
+        """The model with an attention and fresh weights; models of one seed differ in their attention only."""
         torch.manual_seed(seed)
         return self.spec(attention).build()
 
     def as_dict(self) -> dict[str, Any]:
-        """Flat, in JSON's types."""
+        """The plan as one flat dict of JSON's types."""
         values = asdict(self)
         recipe = values.pop("recipe")
         return {**recipe, **{name: _plain(value) for name, value in values.items()}}
 
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Plan":
+        """The plan of which `stored` is the `as_dict`."""
+        names = {item.name for item in fields(Recipe)}
+        recipe = Recipe(**{name: value for name, value in stored.items() if name in names})
+        return cls(recipe, **{name: _tuples(value) for name, value in stored.items() if name not in names})
+
     def differences(self, stored: dict[str, Any]) -> list[str]:
-        """What `stored` (from `as_dict`) says otherwise, in words."""
+        """The settings that differ from `stored`, a result of `as_dict`, in words."""
         own = self.as_dict()
         names = sorted(own.keys() | stored.keys())
         return [
@@ -105,3 +114,7 @@ def parse_solver(label: str) -> solvers.Solver:
 
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

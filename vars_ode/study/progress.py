@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class Event(Enum):
-    """What a worker reports: the fraction trained, what it measures now, or its end."""
+    """What a worker reports: the fraction of its training that is done, what it measures, or that it has ended."""
 
     TRAINED = "trained"
     MEASURED = "measured"
@@ -28,12 +28,12 @@ def reporter(events: Any, run: str) -> Callable[[Event, Any], None]:
 
 
 class Progress:
-    """One bar for the runs finished, and on a terminal one for each run at work. Reads events in a thread.
+    """A bar for all runs, and on a terminal one for each active run. Events are read in a thread.
 
     Args:
         events: a queue that workers put (run, event, value) into.
-        finished: runs that were done before.
-        total: all the runs.
+        finished: runs from an earlier start.
+        total: all runs.
     """
 
     def __init__(self, events: Any, finished: int, total: int) -> None:
@@ -51,7 +51,7 @@ class Progress:
         if kind is None:
             self._events.put(None)
             self._thread.join()
-        # otherwise a worker may have been ended while it held the queue's lock: leave the thread to itself
+        # otherwise a worker may have been killed while it held the queue's lock: do not wait for the thread
         for bar in self._bars.values():
             bar.close()
         self._overall.close()

@@ -1,8 +1,7 @@
-"""What a study left on disk: `results.csv`, `results.json` and the traces, and the averages taken from them.
+"""The results of a study as read from its folder: `results.csv`, `results.json` and the traces, and means over them.
 
-One rule decides every mean on the report: a seed counts for a mean only when all the measurements that enter it are
-there. So a run that was cut short lowers the number of seeds, and never shifts a mean towards the conditions that
-happened to finish.
+A seed enters a mean only if all the measurements of that mean exist for it. So an interrupted run lowers the number of
+seeds; it does not shift the mean towards the conditions that happened to finish.
 """
 
 from __future__ import annotations
@@ -15,30 +14,36 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vars_ode.study.statistics import Spread
 
 BASELINE = "softmax"
-CLEAN = ("clean", 0)
 
-Cell = tuple[str, int]
-"""A condition and its severity; severity 0 is `clean` or an attack, anything else a corruption."""
+
+class Condition(NamedTuple):
+    """What was done to the test images: severity 0 for "clean" and attacks, from 1 for corruptions."""
+
+    name: str
+    severity: int
+
+
+CLEAN = Condition("clean", 0)
 
 
 @dataclass(frozen=True)
-class Row:
+class AccuracyRow:
     """One line of `results.csv`: the accuracy of one trained model, under one solver, in one condition.
 
-    NaN as an accuracy says that the solver diverged, an empty field of the file.
+    The accuracy is NaN, an empty field in the file, where the solver diverged.
     """
 
     attention: str
     seed: int
     solver: str
-    cell: Cell
+    condition: Condition
     accuracy: float
     evaluations: float = math.nan
     milliseconds: float = math.nan
@@ -46,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: an entry of `runs` in `results.json`."""
+    """One training: an entry of `runs` in `results.json`; `warnings` are those of the solvers, each once."""
 
     attention: str
     seed: int
@@ -54,6 +59,7 @@ class Run:
     parameters: int | None = None
     train_seconds: float = math.nan
     history: tuple[dict[str, float], ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,10 +81,10 @@ class SolverPoint:
 
 @dataclass
 class Results:
-    """Everything in a results folder; `notes` says in sentences what could not be read."""
+    """Everything in a results folder; `notes` are sentences on what could not be read."""
 
     folder: Path
-    rows: dict[tuple[str, int, str, Cell], Row] = field(default_factory=dict)
+    rows: dict[tuple[str, int, str, Condition], AccuracyRow] = field(default_factory=dict)
     runs: dict[tuple[str, int], Run] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
@@ -87,12 +93,13 @@ class Results:
 
     @property
     def attentions(self) -> list[str]:
-        """The baseline first, then the twins in the order in which they were run."""
+        """The baseline first, then the variants in the order in which they were run."""
         names = dict.fromkeys([key[0] for key in self.runs] + [key[0] for key in self.rows])
         return sorted(names, key=lambda name: name != BASELINE)
 
     @property
-    def twins(self) -> list[str]:
+    def variants(self) -> list[str]:
+        """All attentions but the baseline."""
         return [name for name in self.attentions if name != BASELINE]
 
     def seeds(self, attention: str) -> list[int]:
@@ -107,71 +114,84 @@ class Results:
         counts = Counter(key[2] for key in self.rows if key[:2] == (attention, seed))
         return counts.most_common(1)[0][0] if counts else None
 
-    def trained_rows(self) -> list[Row]:
-        """The measurements under the solver of the training, which are all of them but the solver sweep."""
+    def trained_rows(self) -> list[AccuracyRow]:
+        """The measurements under the solver of the training: all but those of the solver sweep."""
         return [row for row in self.rows.values() if row.solver == self.trained_solver(row.attention, row.seed)]
 
     @property
-    def attacks(self) -> list[Cell]:
-        return list(dict.fromkeys(r.cell for r in self.trained_rows() if r.cell[1] == 0 and r.cell != CLEAN))
+    def attacks(self) -> list[Condition]:
+        measured = (row.condition for row in self.trained_rows() if row.condition.severity == 0)
+        return list(dict.fromkeys(condition for condition in measured if condition != CLEAN))
 
     @property
-    def corrupted_cells(self) -> list[Cell]:
-        return list(dict.fromkeys(row.cell for row in self.trained_rows() if row.cell[1] > 0))
+    def corrupted_conditions(self) -> list[Condition]:
+        return list(dict.fromkeys(row.condition for row in self.trained_rows() if row.condition.severity > 0))
 
     @property
-    def corruptions(self) -> dict[str, list[Cell]]:
+    def corruptions(self) -> dict[str, list[Condition]]:
         """Corruption -> its measured severities, in ascending order."""
-        names = dict.fromkeys(name for name, _ in self.corrupted_cells)
-        return {name: sorted(cell for cell in self.corrupted_cells if cell[0] == name) for name in names}
+        found: dict[str, list[Condition]] = {}
+        for condition in self.corrupted_conditions:
+            found.setdefault(condition.name, []).append(condition)
+        return {name: sorted(conditions) for name, conditions in found.items()}
 
-    def _complete(self, attention: str, seed: int, cells: Sequence[Cell], solver: str | None) -> list[Row]:
+    def _complete(
+        self, attention: str, seed: int, conditions: Sequence[Condition], solver: str | None
+    ) -> list[AccuracyRow]:
+        """The rows of all the conditions, or none where one is missing."""
         solver = solver or self.trained_solver(attention, seed)
         if solver is None:
             return []
-        found = [self.rows.get((attention, seed, solver, cell)) for cell in cells]
+        found = [self.rows.get((attention, seed, solver, condition)) for condition in conditions]
         rows = [row for row in found if row is not None]
-        return rows if len(rows) == len(cells) else []
+        return rows if len(rows) == len(conditions) else []
 
     def by_seed(
-        self, attention: str, cells: Sequence[Cell], solver: str | None = None, quantity: str = "accuracy"
+        self, attention: str, conditions: Sequence[Condition], solver: str | None = None, quantity: str = "accuracy"
     ) -> dict[int, float]:
-        """Seed -> mean of `quantity` over `cells`, for seeds that have all of them (solver None: the trained one)."""
+        """Seed -> mean of `quantity` over `conditions`, for seeds that have all of them.
+
+        Args:
+            attention: a name.
+            conditions: what the mean is over.
+            solver: a label; None for the solver of the training.
+            quantity: "accuracy", "evaluations" or "milliseconds".
+        """
         means = {}
         for seed in self.seeds(attention):
-            values = [getattr(row, quantity) for row in self._complete(attention, seed, cells, solver)]
+            values = [getattr(row, quantity) for row in self._complete(attention, seed, conditions, solver)]
             if values and all(math.isfinite(value) for value in values):
                 means[seed] = float(np.mean(values))
         return means
 
-    def spread(self, attention: str, cells: Sequence[Cell], solver: str | None = None) -> Spread:
-        return Spread.of(self.by_seed(attention, cells, solver).values())
+    def spread(self, attention: str, conditions: Sequence[Condition], solver: str | None = None) -> Spread:
+        return Spread.of(self.by_seed(attention, conditions, solver).values())
 
-    def measures(self) -> dict[str, list[Cell]]:
-        """The headline: clean, mean of the corruptions, each attack; those that were measured at all."""
+    def measures(self) -> dict[str, list[Condition]]:
+        """The headline: clean images, mean of the corruptions, each attack; only what was measured."""
         if not self.rows:
             return {}
-        measures = {"clean images": [CLEAN], "mean of corruptions": self.corrupted_cells}
-        measures |= {attack[0].upper(): [attack] for attack in sorted(self.attacks)}
-        return {name: cells for name, cells in measures.items() if cells}
+        measures = {"clean images": [CLEAN], "mean of corruptions": self.corrupted_conditions}
+        measures |= {attack.name.upper(): [attack] for attack in sorted(self.attacks)}
+        return {name: conditions for name, conditions in measures.items() if conditions}
 
-    def sweep_cells(self, attention: str) -> list[Cell]:
-        """The corrupted conditions in which solvers other than the trained one were measured."""
-        rows = (row for key, row in self.rows.items() if key[0] == attention and row.cell[1] > 0)
-        return list(dict.fromkeys(r.cell for r in rows if r.solver != self.trained_solver(attention, r.seed)))
+    def sweep_conditions(self, attention: str) -> list[Condition]:
+        """The corruptions under which solvers other than that of the training were measured."""
+        rows = (row for key, row in self.rows.items() if key[0] == attention and row.condition.severity > 0)
+        return list(dict.fromkeys(r.condition for r in rows if r.solver != self.trained_solver(attention, r.seed)))
 
     def sweep(self, attention: str) -> list[SolverPoint]:
-        """The solvers tried without retraining, cheapest first; empty when only the trained solver was measured."""
+        """All solvers measured on the trained weights, cheapest first; none if only that of the training was."""
         trained = {self.trained_solver(attention, seed) for seed in self.seeds(attention)}
         solvers = list(dict.fromkeys(key[2] for key in self.rows if key[0] == attention))
         if not set(solvers) - trained:
             return []
         points = []
-        for column, cells in (("clean", [CLEAN]), ("corrupted", self.sweep_cells(attention))):
+        for column, conditions in (("clean", [CLEAN]), ("corrupted", self.sweep_conditions(attention))):
             for solver in solvers:
-                by_seed = self.by_seed(attention, cells, solver) if cells else {}
+                by_seed = self.by_seed(attention, conditions, solver) if conditions else {}
                 cost = [
-                    Spread.of(self.by_seed(attention, cells, solver, quantity).values()).mean
+                    Spread.of(self.by_seed(attention, conditions, solver, quantity).values()).mean
                     for quantity in ("evaluations", "milliseconds")
                 ]
                 if by_seed:
@@ -198,6 +218,14 @@ class Results:
             except (OSError, ValueError, EOFError, zipfile.BadZipFile):
                 self._note(f"The trace of {attention}, seed {seed}, could not be read.")
         return None
+
+    def warnings(self) -> dict[str, dict[str, list[int]]]:
+        """Warning -> attention -> the seeds in whose runs it was given."""
+        found: dict[str, dict[str, list[int]]] = {}
+        for run in self.runs.values():
+            for message in run.warnings:
+                found.setdefault(message, {}).setdefault(run.attention, []).append(run.seed)
+        return found
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:
@@ -240,20 +268,20 @@ def _read_csv(results: Results) -> None:
             row = _row(line)
             if row is None:
                 damaged += 1
-            else:  # the last line wins: a resumed demo measures again what it was doing when it stopped
-                results.rows[row.attention, row.seed, row.solver, row.cell] = row
+            else:  # the last line wins: a resumed study measures again what it was measuring when it stopped
+                results.rows[row.attention, row.seed, row.solver, row.condition] = row
     if damaged:
         results.notes.append(f"{damaged} line(s) of results.csv hold no usable accuracy and were left out.")
 
 
-def _row(line: dict[str, str]) -> Row | None:
+def _row(line: dict[str, str]) -> AccuracyRow | None:
     accuracy, seed, severity = (number(line.get(name)) for name in ("accuracy", "seed", "severity"))
     attention, solver, condition = (line.get(name) for name in ("attention", "solver", "condition"))
     measured = 0 <= accuracy <= 1 or line.get("accuracy") == ""
     if not (attention and condition and measured and math.isfinite(seed) and math.isfinite(severity)):
         return None
     cost = number(line.get("evaluations")), number(line.get("milliseconds"))
-    return Row(attention, int(seed), solver or "", (condition, int(severity)), accuracy, *cost)
+    return AccuracyRow(attention, int(seed), solver or "", Condition(condition, int(severity)), accuracy, *cost)
 
 
 def _read_json(results: Results) -> None:
@@ -281,4 +309,5 @@ def _run(entry: dict[str, Any]) -> Run:
     history = tuple({key: number(value) for key, value in epoch.items()} for epoch in entry.get("history") or [])
     parameters = entry.get("parameters")
     seconds = number(entry.get("train_seconds"))
-    return Run(str(entry["attention"]), int(entry["seed"]), entry.get("solver"), parameters, seconds, history)
+    warnings = tuple(map(str, entry.get("warnings") or ()))
+    return Run(str(entry["attention"]), int(entry["seed"]), entry.get("solver"), parameters, seconds, history, warnings)

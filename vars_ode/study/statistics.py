@@ -1,4 +1,4 @@
-"""Values over seeds, and whether two sets of them come apart."""
+"""Values over seeds, and whether two sets of them differ."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Spread:
 
 
 def verdict(ours: Spread, theirs: Spread) -> str:
-    """ "ahead", "behind", "within" (the spread), "single" (no spread can be given) or "missing"."""
+    """ "ahead", "behind", "within" (the spread), "single" (one seed, hence no spread) or "missing"."""
     if not (ours.count and theirs.count):
         return "missing"
     if min(ours.count, theirs.count) < 2:
         return "single"
     difference = ours.mean - theirs.mean
-    apart = ours.low > theirs.high or ours.high < theirs.low
-    if not apart or abs(difference) <= max(ours.deviation or 0.0, theirs.deviation or 0.0):
+    disjoint = ours.low > theirs.high or ours.high < theirs.low
+    if not disjoint or abs(difference) <= max(ours.deviation or 0.0, theirs.deviation or 0.0):
         return "within"
     return "ahead" if difference > 0 else "behind"

@@ -24,7 +24,7 @@ class Recipe:
 
     Args:
         epochs: passes over the data.
-        batch_size: images per update; the last, smaller batch of an epoch is left out.
+        batch_size: images per update; the last, smaller batch of an epoch is dropped.
         learning_rate: peak, after the warm-up.
         warmup_epochs: linear warm-up from a hundredth of the peak; may be a fraction of an epoch.
         weight_decay: decoupled; biases, norms and other vectors are exempt, as is what `vars_ode.no_weight_decay` and a
@@ -51,7 +51,7 @@ class Recipe:
 
 
 class Epoch(TypedDict):
-    """What one pass over the data came to; the accuracy is of the images as augmented, in training mode."""
+    """The record of one pass over the data; the accuracy is that of augmented images in training mode."""
 
     epoch: int
     loss: float
@@ -106,7 +106,7 @@ def fit(
         a record per epoch.
 
     Raises:
-        DivergedError: the loss is no longer a number; the message says at which update.
+        DivergedError: the loss is not finite; the message says at which update.
         ValueError: fewer images than a batch.
     """
     images, labels = _tensors(data)

@@ -24,14 +24,14 @@ from vars_ode.fields import ReconstructionArgs as ReconstructionArgs  # noqa: E4
 from vars_ode.fields import energy as energy  # noqa: E402
 from vars_ode.fields import kkt_residual as kkt_residual  # noqa: E402
 from vars_ode.layer import ReconstructionLayer as ReconstructionLayer  # noqa: E402
-from vars_ode.loading import LoadReport as LoadReport  # noqa: E402
-from vars_ode.loading import load_checkpoint as load_checkpoint  # noqa: E402
-from vars_ode.loading import load_pretrained as load_pretrained  # noqa: E402
 from vars_ode.models import RobustVisionTransformer as RobustVisionTransformer  # noqa: E402
 from vars_ode.models import attention_layer as attention_layer  # noqa: E402
 from vars_ode.models import available_attentions as available_attentions  # noqa: E402
 from vars_ode.models import set_solver as set_solver  # noqa: E402
 from vars_ode.models import with_solver as with_solver  # noqa: E402
+from vars_ode.saving import LoadReport as LoadReport  # noqa: E402
+from vars_ode.saving import load_checkpoint as load_checkpoint  # noqa: E402
+from vars_ode.saving import load_pretrained as load_pretrained  # noqa: E402
 from vars_ode.saving import save_checkpoint as save_checkpoint  # noqa: E402
 from vars_ode.saving import save_pretrained as save_pretrained  # noqa: E402
 from vars_ode.weight_decay import no_weight_decay as no_weight_decay  # noqa: E402

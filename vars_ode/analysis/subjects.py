@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from vars_ode.building import SMALL_MODEL, ModelSpec
 from vars_ode.checkpoints import CheckpointError
 from vars_ode.data import pictures_for
-from vars_ode.loading import has_description, load_checkpoint, num_classes_of
 from vars_ode.models import available_attentions, layer_inputs
+from vars_ode.saving import has_description, load_checkpoint, num_classes_of
 
 DEFAULT_ATTENTION = "vars-sd-dictionary"
 

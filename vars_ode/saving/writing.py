@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from vars_ode.building import ModelSpec
 from vars_ode.checkpoints import folder
 from vars_ode.checkpoints.files import FORMAT
-from vars_ode.describing import describe, timm_config
 from vars_ode.files import write_atomically
 from vars_ode.models import vars_layers
 from vars_ode.models.construction import unwrapped
+from vars_ode.saving.describing import describe, timm_config
 
 _GENERATED = "<!-- Written by vars_ode.save_pretrained; without this line a later save leaves the file as it is. -->"
 _CARD = """---

@@ -1,6 +1,7 @@
 """What is stored of a model beside its weights, and the model that it builds again."""
 
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -8,7 +9,6 @@ from timm.models._pretrained import filter_pretrained_cfg
 from torch import Tensor, nn
 
 import solvers
-import vars_ode
 from vars_ode.building import ModelSpec
 from vars_ode.checkpoints.files import CheckpointError
 from vars_ode.checkpoints.filling import check_fit, share_parameters, shared_parameters
@@ -26,6 +26,11 @@ _BY_CLASS = {  # the entry points whose defaults are those of the class
 }
 
 
+def version() -> str:
+    """Of this library, as it is installed."""
+    return metadata.version("vars-ode")
+
+
 def describe(model: nn.Module) -> dict[str, Any]:
     """A model in JSON's types: versions, `ModelSpec`, which parameters are shared, timm's data configuration.
 
@@ -36,7 +41,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     data = _data_config(model)
     return {
         "format_version": FORMAT_VERSION,
-        "version": vars_ode.__version__,
+        "version": version(),
         "spec": spec.as_dict(),
         "shared": shared_parameters(model),
         "pretrained_cfg": None if data is None else encode(data, "pretrained_cfg"),
@@ -54,10 +59,10 @@ def _data_config(model: nn.Module) -> dict[str, Any] | None:
 
 def spec_of(description: Mapping[str, Any], where: str) -> ModelSpec:
     """The specification in a description; a CheckpointError that names the file `where` for anything else."""
-    version = description.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    found = description.get("format_version")
+    if found != FORMAT_VERSION or isinstance(found, bool):
         raise CheckpointError(
-            f"{where} is of format version {version!r}, and vars-ode {vars_ode.__version__} reads {FORMAT_VERSION}; "
+            f"{where} is of format version {found!r}, and vars-ode {version()} reads {FORMAT_VERSION}; "
             f"it was written by vars-ode {description.get('version')!r}, so install that"
         )
     try:

@@ -13,9 +13,9 @@ from vars_ode.checkpoints.files import CheckpointError
 from vars_ode.checkpoints.filling import adapt_grids, check_fit, drop_other_head
 from vars_ode.checkpoints.plain import decode
 from vars_ode.checkpoints.recognition import Recognition, recognise
-from vars_ode.describing import build, fill, restore, spec_of
 from vars_ode.models import RobustVisionTransformer
 from vars_ode.models.reading import unused_options
+from vars_ode.saving.describing import build, fill, restore, spec_of
 
 _LEAVE_OUT = "leave model= out to have the model built that the file belongs to"
 _LAYOUTS = {

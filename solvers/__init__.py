@@ -18,6 +18,7 @@ from solvers.anderson import Anderson as Anderson
 from solvers.bosh3 import Bosh3 as Bosh3
 from solvers.catalogue import available as available
 from solvers.catalogue import get as get
+from solvers.catalogue import name_of as name_of
 from solvers.catalogue import register as register
 from solvers.dopri5 import Dopri5 as Dopri5
 from solvers.dopri8 import Dopri8 as Dopri8

@@ -36,3 +36,4 @@ _registry.register("douglas_rachford", DouglasRachford)
 get = _registry.get
 available = _registry.available
 register = _registry.register
+name_of = _registry.name_of

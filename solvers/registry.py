@@ -60,6 +60,20 @@ class Registry(Generic[T]):
         self._check_options(choice, cls, options)
         return cls(**options)
 
+    def name_of(self, choice: T) -> str:
+        """The name under which an object's class is registered, so that `get(name, **fields)` builds its equal.
+
+        Raises:
+            ValueError: it is registered under none.
+        """
+        for name, cls in self._classes.items():
+            if cls is type(choice):
+                return name
+        raise ValueError(
+            f"{choice!r} is of a class that is no registered {self._kind}; register it under a name, and again "
+            "wherever it is to be built from that name"
+        )
+
     def _check_options(self, name: str, cls: type, options: dict[str, Any]) -> None:
         if not options:  # the usual case, and the one that torch.compile can trace
             return

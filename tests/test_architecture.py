@@ -24,6 +24,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"robustness", "data"}),
     frozenset({"checkpoints"}),
     frozenset({"building"}),
+    frozenset({"saving"}),
     frozenset({"training"}),
     frozenset({"analysis"}),
     frozenset({"study"}),

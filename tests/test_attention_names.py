@@ -26,8 +26,12 @@ EXPECTED: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "vars-sd": (VARSAttention, {"dictionary": "StaticDynamic", "learned": False}),
     "vars-softmax": (VARSAttention, {"dictionary": "Softmax", "learned": False}),
     "vars-d-factor": (VARSAttention, {"dictionary": "Dynamic", "learned": "factor"}),
+    "vars-d-coupling": (VARSAttention, {"dictionary": "Dynamic", "learned": "coupling"}),
+    "vars-d-monotone": (VARSAttention, {"dictionary": "Dynamic", "learned": "monotone"}),
     "vars-d-dictionary": (VARSAttention, {"dictionary": "Dynamic", "learned": "dictionary"}),
     "vars-sd-factor": (VARSAttention, {"dictionary": "StaticDynamic", "learned": "factor"}),
+    "vars-sd-coupling": (VARSAttention, {"dictionary": "StaticDynamic", "learned": "coupling"}),
+    "vars-sd-monotone": (VARSAttention, {"dictionary": "StaticDynamic", "learned": "monotone"}),
     "vars-sd-dictionary": (VARSAttention, {"dictionary": "StaticDynamic", "learned": "dictionary"}),
 }
 

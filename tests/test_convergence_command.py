@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 import timm
 import torch
 from click.testing import Result
+from demo_cases import TINY
 from PIL import Image
 from typer.testing import CliRunner
 
-from vars_ode import analysis, save_checkpoint
+import solvers
+from vars_ode import ModelSpec, analysis, attention_layer, save_checkpoint, save_pretrained
 from vars_ode.analysis.subjects import find_subject
 from vars_ode.cli import app
 from vars_ode.report.convergence import MARKER, prepare, run_convergence
+from vars_ode.study.run import run_study
 
 STEMS = (
     "convergence",
@@ -101,6 +105,54 @@ def test_weights_and_picture_of_the_user(tmp_path: Path) -> None:
     assert subject.weights == "weights of model.safetensors"
     for key, tensor in model.state_dict().items():
         assert torch.equal(subject.model.state_dict()[key], tensor)
+
+
+def test_a_run_of_a_study_is_solved_as_it_was_trained(tmp_path: Path) -> None:
+    plan = replace(TINY, sparsity=0.1, solver="rk4-3", sweep=(), sweep_conditions=())
+    assert run_study(tmp_path / "study", plan, ("vars-sd-dictionary",), seeds=1, workers=1) == []
+    folder = tmp_path / "study" / "runs" / "vars-sd-dictionary-seed0"
+    assert {path.name for path in folder.iterdir()} >= {"model.safetensors", "config.json", "run.json", "trace.npz"}
+    for path in (folder, folder / "model.safetensors"):
+        subject = find_subject(None, None, path, None, 1, 0)
+        assert subject.name == "vit_nano_patch4_28 with vars-sd-dictionary"
+        for layer, tokens in analysis.layer_inputs(subject.model, subject.inputs).values():
+            assert layer.solver == solvers.RK4(num_steps=3)
+            assert layer.problem(tokens)[0].sparsity == pytest.approx(0.1)
+    out = tmp_path / "out"
+    result = run("--checkpoint", folder, "--images", 1, "--solvers", "nesterov", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "vit_nano_patch4_28 with vars-sd-dictionary" in (out / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors", "folder"])
+def test_a_timm_model_that_was_saved(name: str, tmp_path: Path) -> None:
+    layer = attention_layer("vars-softmax", sparsity=0.05, solver="heun")
+    model = timm.create_model("vit_tiny_patch16_224", attn_layer=layer, img_size=32, depth=1, num_classes=3)
+    if name == "folder":
+        save_pretrained(model, tmp_path / name)
+    else:
+        save_checkpoint(tmp_path / name, model)
+    subject = find_subject(None, None, tmp_path / name, None, 1, 0)
+    assert subject.name == "vit_tiny_patch16_224 with vars-softmax"
+    assert subject.inputs.shape == (1, 3, 32, 32)
+    assert subject.inputs.min() == -1  # as timm normalises for it
+    ((found, _),) = analysis.layer_inputs(subject.model, subject.inputs).values()
+    assert (found.sparsity, found.solver) == (0.05, solvers.Heun())
+    with pytest.raises(ValueError, match="tells what model it belongs to"):
+        find_subject("vars-d", None, tmp_path / name, None, 1, 0)
+
+
+def test_a_state_dict_alone_takes_a_name(tmp_path: Path) -> None:
+    model, path = ModelSpec("vit_nano_patch4_28", "vars-d", num_classes=7).build(), tmp_path / "state.pth"
+    torch.save(model.state_dict(), path)
+    for name, attention in (("vars-d", None), ("vit_nano_patch4_28", "vars-d"), (None, "vars-d")):
+        subject = find_subject(name, attention, path, None, 1, 0)
+        assert torch.equal(subject.model.head.weight, model.head.weight)
+        assert subject.name == "vit_nano_patch4_28 with vars-d"
+    with pytest.raises(ValueError, match="name the model and --attention beside --checkpoint"):
+        find_subject(None, None, path, None, 1, 0)
+    with pytest.raises(ValueError, match="does not fit VisionTransformer"):
+        find_subject("vars-sd", None, path, None, 1, 0)
 
 
 def test_a_timm_model_gets_its_attention_and_its_format() -> None:

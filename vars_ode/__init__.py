@@ -12,10 +12,8 @@ from vars_ode import models as models  # noqa: E402
 from vars_ode.attention import VARSAttention as VARSAttention  # noqa: E402
 from vars_ode.baselines import PerformerAttention as PerformerAttention  # noqa: E402
 from vars_ode.baselines import PositionScaledAttention as PositionScaledAttention  # noqa: E402
+from vars_ode.building import ModelSpec as ModelSpec  # noqa: E402
 from vars_ode.checkpoints import CheckpointError as CheckpointError  # noqa: E402
-from vars_ode.checkpoints import LoadReport as LoadReport  # noqa: E402
-from vars_ode.checkpoints import load_checkpoint as load_checkpoint  # noqa: E402
-from vars_ode.checkpoints import save_checkpoint as save_checkpoint  # noqa: E402
 from vars_ode.convolutional import VARSConvAttention as VARSConvAttention  # noqa: E402
 from vars_ode.dictionaries import Dynamic as Dynamic  # noqa: E402
 from vars_ode.dictionaries import Softmax as Softmax  # noqa: E402
@@ -31,6 +29,11 @@ from vars_ode.models import attention_layer as attention_layer  # noqa: E402
 from vars_ode.models import available_attentions as available_attentions  # noqa: E402
 from vars_ode.models import set_solver as set_solver  # noqa: E402
 from vars_ode.models import with_solver as with_solver  # noqa: E402
+from vars_ode.saving import LoadReport as LoadReport  # noqa: E402
+from vars_ode.saving import load_checkpoint as load_checkpoint  # noqa: E402
+from vars_ode.saving import load_pretrained as load_pretrained  # noqa: E402
+from vars_ode.saving import save_checkpoint as save_checkpoint  # noqa: E402
+from vars_ode.saving import save_pretrained as save_pretrained  # noqa: E402
 from vars_ode.weight_decay import no_weight_decay as no_weight_decay  # noqa: E402
 
 __version__ = "0.1.0"

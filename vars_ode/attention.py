@@ -130,8 +130,8 @@ class VARSAttention(ReconstructionLayer):
         )
 
         self.dictionary_choice = dictionaries.get(dictionary)
-        shape = Shape(num_heads, head_dim, num_features, normalize_queries)
-        self.dictionary = self.dictionary_choice.build(shape, **factory)
+        self.template_shape = Shape(num_heads, head_dim, num_features, normalize_queries)
+        self.dictionary = self.dictionary_choice.build(self.template_shape, **factory)
         self.learned = learned_form(learned, self.dictionary.num_templates, threshold, **factory)
         self.qkv = nn.Linear(dim, self.attn_dim * (2 if self.dictionary.tied else 3), bias=qkv_bias, **factory)
         self.q_norm = norm_layer(head_dim, **factory) if qk_norm and norm_layer else nn.Identity()
@@ -151,6 +151,20 @@ class VARSAttention(ReconstructionLayer):
             options: keyword arguments of the constructor.
         """
         return configured(cls, options)
+
+    def stated_options(self) -> dict[str, Any]:
+        """What the constructor was told of the problem, as it stands; `settings` has the rest."""
+        options: dict[str, Any] = {
+            "dictionary": self.dictionary_choice,
+            "num_features": self.template_shape.num_features,
+            "normalize_queries": self.template_shape.normalize_queries,
+            **self.field_options(),
+        }
+        if self.attn_dim != self.qkv.in_features:
+            options["attn_head_dim"] = self.head_dim
+        if self.gate is not None:
+            options["gated"] = True
+        return options
 
     def forward(
         self,

@@ -87,6 +87,14 @@ class PerformerAttention(nn.Module):
         """A subclass with other defaults; see `VARSAttention.configured`."""
         return configured(cls, options)
 
+    def stated_options(self) -> dict[str, Any]:
+        """What the constructor was told, as it stands."""
+        default = self.num_features == 2 * self.head_dim
+        return {
+            "num_features": None if default else self.num_features,
+            "normalize_queries": self.normalize_queries,
+        }
+
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Tokens (batch, tokens, dim) to the same; masks must be the same for every query, (..., 1, tokens)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)

@@ -96,7 +96,14 @@ def convergence(
         str | None,
         typer.Option(help="Out of vars_ode.available_attentions().  [default: vars-sd-dictionary]"),
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights; random ones by default.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="A saved model: a folder of save_pretrained, such as a run of the demo, or a file; a state dict alone "
+            "needs MODEL and --attention beside it. Random weights by default.",
+            show_default=False,
+        ),
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="A picture; by default a few of the embedded test images.")] = None,
     images: Annotated[int, typer.Option(help="How many of the embedded images.")] = 3,
     solvers: Annotated[str, typer.Option(help="Names with commas between, out of solvers.available().")] = (

@@ -52,6 +52,13 @@ def configured(cls: type[T], options: Mapping[str, Any]) -> type[T]:
     return made
 
 
+def importable(cls: type) -> type:
+    """The class behind those made here: `cls` itself for every other."""
+    while "options" in vars(cls) and issubclass(cls, _Configured):
+        cls = cls.base
+    return cls
+
+
 def option_names(cls: type) -> list[str]:
     """The keyword arguments of a layer's constructor, without its width."""
     for owner in cls.__mro__:

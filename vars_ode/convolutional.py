@@ -197,6 +197,16 @@ class VARSConvAttention(ReconstructionLayer):
         """A subclass with other defaults; see `VARSAttention.configured`."""
         return configured(cls, options)
 
+    def stated_options(self) -> dict[str, Any]:
+        """What the constructor was told of the problem, as it stands; `settings` has the rest."""
+        return {
+            "grid": self.grid,
+            "num_filters": self.kernel.shape[1],
+            "revision": self.revision,
+            "initialization": self.initialization,
+            **self.field_options(),
+        }
+
     def reset_parameters(self) -> None:
         """Initialise filters and projections, according to `initialization`."""
         height, width, _ = self.kernel.shape[2:]

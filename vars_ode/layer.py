@@ -13,8 +13,18 @@ from torch import Tensor, nn
 import solvers
 from solvers import SteadyState
 from solvers.adjoints import Adjoint
+from vars_ode.configured import check_options
 from vars_ode.dictionaries import ReadOut
-from vars_ode.fields import LCA, MonotoneGram, ProximalFlow, ReconstructionArgs, energy, kkt_residual, why_no_energy
+from vars_ode.fields import (
+    DYNAMICS,
+    LCA,
+    MonotoneGram,
+    ProximalFlow,
+    ReconstructionArgs,
+    energy,
+    kkt_residual,
+    why_no_energy,
+)
 
 INITIAL_STATES = ("feedforward", "zero")
 SETTINGS = ("solver", "t1", "sparsity", "rate", "initial", "adjoint", "until", "ridge")
@@ -161,6 +171,15 @@ class ReconstructionLayer(nn.Module, ABC):
         """The current settings, by name."""
         return {name: getattr(self, name) for name in SETTINGS}
 
+    def field_options(self) -> dict[str, str]:
+        """The constructor's arguments that chose the field."""
+        dynamics = next(name for name, cls in DYNAMICS.items() if type(self.field) is cls)
+        return {"threshold": self.field.threshold, "dynamics": dynamics}
+
+    @abstractmethod
+    def stated_options(self) -> dict[str, Any]:
+        """What the constructor was told of the problem, as it stands; `settings` has the rest."""
+
     def configure(self, **changes: Any) -> None:
         """Assign several settings at once; if one of them or their combination is invalid, none is changed.
 
@@ -171,6 +190,7 @@ class ReconstructionLayer(nn.Module, ABC):
 
     def resolve(self, **changes: Any) -> dict[str, Any]:
         """All settings after `changes`, with names resolved to objects; a ValueError if they are invalid."""
+        check_options(f"a {type(self).__name__}'s settings", changes, SETTINGS)
         merged = {**{name: getattr(self, f"_{name}", None) for name in SETTINGS}, **changes}
         merged["solver"] = solvers.get(merged["solver"])
         merged["adjoint"] = solvers.adjoints.get(merged["adjoint"])

@@ -18,3 +18,4 @@ _registry.register("truncated", Truncated)
 get = _registry.get
 available = _registry.available
 register = _registry.register
+name_of = _registry.name_of

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vars_ode.building import SMALL_MODEL, ModelSpec
-from vars_ode.checkpoints import load_checkpoint
+from vars_ode.checkpoints import CheckpointError
 from vars_ode.data import pictures_for
 from vars_ode.models import available_attentions, layer_inputs
+from vars_ode.saving import has_description, load_checkpoint, num_classes_of
 
 DEFAULT_ATTENTION = "vars-sd-dictionary"
 
@@ -34,7 +35,7 @@ def find_subject(
     Args:
         name: a model of timm's, or an attention's name for the small model with it; None for what `checkpoint` holds.
         attention: of a model of timm's; "vars-sd-dictionary" by default.
-        checkpoint: what was saved.
+        checkpoint: a folder or file that was saved, which tells its model; or a state dict alone, which takes a name.
         image: a picture; None for embedded ones.
         count: how many of the embedded ones.
         seed: of random weights.
@@ -43,17 +44,12 @@ def find_subject(
         ValueError: a name, file or combination that gives no VARS model.
     """
     torch.manual_seed(seed)
-    if checkpoint is not None:
-        if name is not None or attention is not None:
-            raise ValueError("a checkpoint tells what model it belongs to; leave the model and --attention out")
-        if not checkpoint.exists():
-            raise ValueError(f"there is no checkpoint {checkpoint}")
-        model, _ = load_checkpoint(checkpoint)
-        shown, weights = type(model).__name__, f"weights of {checkpoint.name}"
-    else:
+    if checkpoint is None:
         spec = _spec(name, attention)
-        model, weights = spec.build(), "random weights"
-        shown = f"{spec.model} with {spec.attention}"
+        model, weights, shown = spec.build(), "random weights", f"{spec.model} with {spec.attention}"
+    else:
+        model, weights = _load(checkpoint, name, attention), f"weights of {checkpoint.name}"
+        shown = _shown(model)
     model.eval()
     channels, side, mean, std = _format(model)
     pictures = pictures_for(image, count, channels, side)
@@ -62,12 +58,42 @@ def find_subject(
     return Subject(shown, model, pictures, inputs, weights)
 
 
-def _spec(name: str | None, attention: str | None) -> ModelSpec:
+def _load(checkpoint: Path, name: str | None, attention: str | None) -> nn.Module:
+    """The model that a file or folder describes, or the named one filled with a state dict that describes none."""
+    if not checkpoint.exists():
+        raise ValueError(f"there is no checkpoint {checkpoint}")
+    named = name is not None or attention is not None
+    try:
+        described = has_description(checkpoint)
+    except CheckpointError:
+        if not named:
+            raise
+        described = True
+    if named and described:
+        raise ValueError("a checkpoint tells what model it belongs to; leave the model and --attention out")
+    if named:
+        return load_checkpoint(checkpoint, _spec(name, attention, num_classes_of(checkpoint)).build())[0]
+    try:
+        return load_checkpoint(checkpoint)[0]
+    except CheckpointError as error:
+        hint = "" if described else "; on the command line, name the model and --attention beside --checkpoint"
+        raise ValueError(f"{error}{hint}") from error
+
+
+def _shown(model: nn.Module) -> str:
+    try:
+        spec = ModelSpec.of(model)
+    except ValueError:  # loaded from a file that does not describe it
+        return type(model).__name__
+    return f"{spec.model} with {spec.attention or 'its own attention'}"
+
+
+def _spec(name: str | None, attention: str | None, num_classes: int | None = None) -> ModelSpec:
     if name is not None and name.replace("_", "-") in available_attentions():
         if attention is not None:
             raise ValueError(f"{name!r} and --attention {attention} both name an attention; give one of them")
         name, attention = None, name
-    return ModelSpec(name or SMALL_MODEL, attention or DEFAULT_ATTENTION)
+    return ModelSpec(name or SMALL_MODEL, attention or DEFAULT_ATTENTION, num_classes=num_classes)
 
 
 def _format(model: nn.Module) -> tuple[int, int, Tensor, Tensor]:

@@ -34,7 +34,9 @@ _RESHAPES: dict[str, Callable[[Tensor], Tensor]] = {
 
 def is_theirs(state: dict[str, Tensor]) -> bool:
     """Whether a state dict has the authors' keys."""
-    return any(key.startswith(("patch_embed.proj.", "transformers.")) for key in state)
+    return any(
+        re.match(r"patch_embed\.proj\.\d+\.|transformers\.", key) for key in state
+    )  # timm: patch_embed.proj.weight
 
 
 def translate(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -32,7 +32,7 @@ class Contents:
     Attributes:
         state: the state dict, without wrappers' prefixes.
         settings: what it says beside it: its metadata, or the authors' `args` Namespace.
-        config: the constructor's arguments that `save_checkpoint` has stored, or None.
+        config: what `save_checkpoint` has stored of the model, or None.
         entry: where in the file the state dict was; "" at the top.
         ignored: other entries.
     """
@@ -78,9 +78,21 @@ def _from_safetensors(path: Path, weights: str | None) -> Contents:
             metadata = dict(file.metadata() or {})
     except SafetensorError as error:
         raise CheckpointError(f"{path} is a truncated or damaged safetensors file ({error}); get it again") from error
-    config = json.loads(metadata[FORMAT]) if FORMAT in metadata else None
     state, others = _strip_prefixes(tensors)
+    config = _described(metadata, path)
     return Contents(state, metadata, config, "", tuple(others))
+
+
+def _described(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
+    try:
+        config = json.loads(metadata.get(FORMAT, "null"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} holds a damaged description ({FORMAT!r}, no JSON: {error}); get it again"
+        ) from error
+    if not isinstance(config, dict | None):
+        raise CheckpointError(f"{path} holds a damaged description ({FORMAT!r} is no mapping); get it again")
+    return config
 
 
 def _unpickle(path: Path, head: bytes) -> Any:
@@ -130,6 +142,8 @@ def _from_mapping(path: Path, loaded: Any, weights: str | None) -> Contents:
     state, others = _strip_prefixes(_tensors(loaded[entry]))
     ours = loaded.get("format") == FORMAT
     config = loaded.get("config") if ours else None
+    if not isinstance(config, dict | None):
+        raise CheckpointError(f"{path} holds a damaged description ('config' is no mapping); get it again")
     rest = [str(key) for key in loaded if key != entry and not (ours and key in ("config", "format"))]
     return Contents(state, _settings(loaded), config, entry, (*rest, *others))
 

@@ -22,3 +22,4 @@ _registry.register("softmax", Softmax)
 get = _registry.get
 available = _registry.available
 register = _registry.register
+name_of = _registry.name_of

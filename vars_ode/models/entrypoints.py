@@ -48,21 +48,26 @@ default_cfgs = generate_default_cfgs(
 def _create(name: str, pretrained: bool, **options: Any) -> RobustVisionTransformer:
     scale = SCALES[name.removeprefix("rvt_").removesuffix("_plus")]
     options = {**scale, "position_scaling": name.endswith("_plus"), **options}
-    if pretrained:
-        raise ValueError(f"there are no published weights for {name} here; load a file with vars_ode.load_checkpoint")
+    _check_source(name, pretrained, options)
     indices = tuple(range(len(options["depths"])))
     feature_cfg = {"out_indices": indices, "feature_cls": "getter"}
-    return build_model_with_cfg(RobustVisionTransformer, name, False, feature_cfg=feature_cfg, **options)
+    return build_model_with_cfg(RobustVisionTransformer, name, pretrained, feature_cfg=feature_cfg, **options)
+
+
+def _check_source(name: str, pretrained: bool, options: dict[str, Any]) -> None:
+    """Weights there are in the user's own folders alone, as in timm.create_model("local-dir:...", pretrained=True)."""
+    config = options.get("pretrained_cfg")
+    if pretrained and not (isinstance(config, dict) and config.get("file")):
+        raise ValueError(f"there are no published weights for {name} here; load a file with vars_ode.load_checkpoint")
 
 
 @register_model
 def vit_nano_patch4_28(pretrained: bool = False, **options: Any) -> VisionTransformer:
     """A vision transformer for 28 x 28 grey images that trains in minutes on one core: 64 wide, 3 blocks, 4 heads."""
-    if pretrained:
-        raise ValueError("there are no published weights for vit_nano_patch4_28; load a file of your own")
+    _check_source("vit_nano_patch4_28", pretrained, options)
     small = {"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": 64, "depth": 3, "num_heads": 4}
     shape = {**small, "mlp_ratio": 2.0, "class_token": False, "global_pool": "avg"}
-    return build_model_with_cfg(VisionTransformer, "vit_nano_patch4_28", False, **{**shape, **options})
+    return build_model_with_cfg(VisionTransformer, "vit_nano_patch4_28", pretrained, **{**shape, **options})
 
 
 @register_model

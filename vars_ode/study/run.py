@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import solvers
+from vars_ode.building import ModelSpec
 from vars_ode.data import fashion_mnist
 from vars_ode.files import claim_folder, write_json
 from vars_ode.models import vars_layers
+from vars_ode.saving import save_pretrained
 from vars_ode.study.measure import measure_robustness, measure_solvers, measure_traces
 from vars_ode.study.plan import EXACT, Plan
 from vars_ode.study.progress import Event, Progress, reporter
@@ -96,9 +98,11 @@ def run_study(
 
 
 def _try_out(attention: str, plan: Plan) -> None:
-    """One tiny training step: a plan that cannot work is refused now and not in a worker."""
+    """One tiny training step: a plan that cannot work, or be saved, is refused now and not in a worker."""
     images, labels = _head(fashion_mnist("train"), 2).tensors
-    torch.nn.functional.cross_entropy(plan.build(attention, seed=0)(images), labels).backward()
+    model = plan.build(attention, seed=0)
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    ModelSpec.of(model)
 
 
 def _open(folder: Path, plan: Plan) -> dict[str, Any]:
@@ -173,11 +177,11 @@ def _run(folder: Path, plan: Plan, job: Job) -> str | None:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", solvers.SolverWarning)
-            record, rows, traces, weights = _train_and_measure(plan, job, report)
+            record, rows, traces, model = _train_and_measure(plan, job, report)
         record["warnings"] = sorted({str(warning.message) for warning in caught})
         target = folder / "runs" / job.name
         target.mkdir(parents=True, exist_ok=True)
-        save_file(weights, target / "model.safetensors")
+        save_pretrained(model, target)
         if traces:
             np.savez_compressed(target / "trace.npz", **traces)
         write_json(target / "run.json", {**record, "rows": rows})
@@ -188,7 +192,7 @@ def _run(folder: Path, plan: Plan, job: Job) -> str | None:
     return None
 
 
-def _train_and_measure(plan: Plan, job: Job, report: Any) -> tuple[dict[str, Any], list[Any], Any, Any]:
+def _train_and_measure(plan: Plan, job: Job, report: Any) -> tuple[dict[str, Any], list[Any], Any, nn.Module]:
     model = plan.build(job.attention, job.seed)
     train, test = (
         _head(fashion_mnist("train"), plan.train_images),
@@ -220,7 +224,7 @@ def _train_and_measure(plan: Plan, job: Job, report: Any) -> tuple[dict[str, Any
         "history": history,
         "final_loss": history[-1]["loss"],
     }
-    return record, rows, traces, {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return record, rows, traces, model
 
 
 def _head(data: TensorDataset, count: int) -> TensorDataset:

@@ -1,0 +1,58 @@
+"""Models by name, of timm's registry or of a class; and out of their wrappers."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vars_ode.models import entrypoints  # noqa: F401  (registers the names)
+from vars_ode.models.rvt import RobustVisionTransformer
+
+CLASSES: dict[str, type[nn.Module]] = {  # for models that were built by their class, without timm's registry
+    "vision_transformer": VisionTransformer,
+    "robust_vision_transformer": RobustVisionTransformer,
+}
+
+
+def construct(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """A model of timm's registry or of `CLASSES`, with fresh weights; a ValueError for an unknown name."""
+    if name in CLASSES:
+        return CLASSES[name](**options)
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+        raise ValueError(f"there is no model {name!r}{hint}; name a model of timm.list_models()")
+    return timm.create_model(name, pretrained=False, **options)
+
+
+def construct_on_meta(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """The same on torch's meta device: without memory for weights, and without drawing random numbers."""
+    with torch.device("meta"):
+        return construct(name, options)
+
+
+def takes_attention_by_name(name: str) -> bool:
+    """Whether the model `name` takes `attention=` and its options among its own arguments."""
+    return name.startswith("rvt_") or name == "robust_vision_transformer"
+
+
+def name_of(model: nn.Module) -> str:
+    """The name that builds a model's like: timm's, where it came from there, or that of its class; "" for neither."""
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if isinstance(name, str) and timm.is_model(name):
+        return name
+    return next((name for name, cls in CLASSES.items() if isinstance(model, cls)), "")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of torch.compile and DistributedDataParallel."""
+    while True:
+        parallel = isinstance(model, nn.parallel.DistributedDataParallel)
+        inner = model.module if parallel else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner

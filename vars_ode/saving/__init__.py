@@ -1,0 +1,9 @@
+"""Models into folders and files, from which they come back as they were; and out of the authors' files."""
+
+from vars_ode.saving.loading import LoadReport as LoadReport
+from vars_ode.saving.loading import has_description as has_description
+from vars_ode.saving.loading import load_checkpoint as load_checkpoint
+from vars_ode.saving.loading import load_pretrained as load_pretrained
+from vars_ode.saving.loading import num_classes_of as num_classes_of
+from vars_ode.saving.writing import save_checkpoint as save_checkpoint
+from vars_ode.saving.writing import save_pretrained as save_pretrained

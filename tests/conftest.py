@@ -9,18 +9,7 @@ import torch
 
 torch.set_num_threads(1)
 
-EXPENSIVE = {"finished", "full"}  # fixtures of a module that take seconds
-
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `-n ... --dist loadgroup`, the tests on an expensive fixture share a worker, which builds it once."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        if EXPENSIVE.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

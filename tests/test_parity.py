@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,15 @@ from torch import Tensor, nn
 
 import vars_ode
 from vars_ode.checkpoints.authors import translate
+from vars_ode.learned import LearnedFactor
 
 FILES = sorted((Path(__file__).parent / "parity").glob("*.safetensors"))
 PRECISION = {torch.float32: 1e-5, torch.float64: 1e-9}
+# Gradients were recorded in float32 alone. Ours in float64 differ by the rounding of the recording, on any processor.
+# Ours in float32 add their own: that of a norm's weight sums terms of 16 times the magnitude of what remains of them.
+GRADIENT_PRECISION = {torch.float32: 5e-5, torch.float64: 1e-5}
+# Eight roundings of float32, relative to the sum of the magnitudes of the terms.
+SCALAR_PRECISION = 1e-6
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -42,6 +49,27 @@ def test_every_attention_and_revision_is_here() -> None:
     assert {revision for revision, _ in names} == {"ista", "lista-raw", "lista"}
 
 
+def spread(learned: LearnedFactor, inputs: tuple[Any, ...]) -> None:
+    """Before the forward pass: every entry of the code gets a copy of each learned scalar."""
+    for name in ("rate_scale", "sparsity_scale"):
+        copies = getattr(learned, name).detach().expand(inputs[0].drive.shape)
+        setattr(learned, name, nn.Parameter(copies.clone()))
+
+
+def scalar_terms(path: Path, image: Tensor) -> dict[str, Tensor]:
+    """In float64, the terms that each learned scalar's gradient is the sum of: one per entry of the code.
+
+    The sum is down to 1/600 of its terms' magnitudes. A rounding of the terms is as many roundings of the sum, and they
+    fall differently on every processor, so that only the magnitudes can say how close float32 has to come.
+    """
+    model = vars_ode.load_checkpoint(path)[0].double()
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, LearnedFactor)]
+    for _, module in found:
+        module.register_forward_pre_hook(spread)
+    model(image.double()).square().mean().backward()
+    return {f"{at}.{name}": scalar.grad for at, module in found for name, scalar in module.named_parameters()}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_agrees_with_the_authors_code(path: Path, dtype: torch.dtype) -> None:
@@ -54,13 +82,18 @@ def test_agrees_with_the_authors_code(path: Path, dtype: torch.dtype) -> None:
     for name in ("logits", "layer_input", "layer_output"):
         if f"{name}{suffix}" in recorded:
             assert relative(ours[name], recorded[f"{name}{suffix}"]) < PRECISION[dtype], name
-    # gradients were recorded in float32 alone
-    assert relative(ours["input_grad"], recorded["input_grad"]) < 1e-5
+    assert relative(ours["input_grad"], recorded["input_grad"]) < GRADIENT_PRECISION[dtype]
     theirs, _ = translate({key[5:]: value for key, value in recorded.items() if key.startswith("grad.")})
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if name in theirs}
     assert gradients.keys() == theirs.keys()
+    terms = scalar_terms(path, recorded["image"])
     for name, gradient in gradients.items():
-        assert relative(gradient, theirs[name]) < 1e-5, name
+        if name.endswith("_scale"):
+            bound = SCALAR_PRECISION * terms[name].abs().sum()
+            assert (gradient.double() - terms[name].sum()).abs() < bound, name
+            assert (gradient - theirs[name]).abs() < bound, name
+        else:
+            assert relative(gradient, theirs[name]) < GRADIENT_PRECISION[dtype], name
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

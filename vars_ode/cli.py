@@ -42,6 +42,10 @@ def demo(
         str, typer.Option(help="Solver that the VARS models are trained with: a name, with -N for N steps.")
     ] = "euler-5",
     sparsity: Annotated[float, typer.Option(help="Weight lam of the l1 norm.")] = 0.3,
+    horizon: Annotated[
+        str,
+        typer.Option(help='Steps of each update: "fixed", or drawn, as in "uniform 1-10" or "log-uniform 1-64 +0.25".'),
+    ] = "fixed",
     out: Annotated[
         Path | None, typer.Option(help="Results folder: new, or to be continued.  [default: runs/demo]")
     ] = None,
@@ -58,11 +62,13 @@ def demo(
     from vars_ode import demo as presets
     from vars_ode.report.study import write_report
     from vars_ode.study.run import run_study
+    from vars_ode.training import parse_horizon
 
     default = presets.QUICK if quick else presets.FULL
     folder = out or Path("runs/demo-quick" if quick else "runs/demo")
     try:
-        recipe = replace(default.recipe, epochs=epochs) if epochs is not None else default.recipe
+        recipe = replace(default.recipe, horizon=parse_horizon(horizon))
+        recipe = replace(recipe, epochs=epochs) if epochs is not None else recipe
         plan = replace(default, recipe=recipe, solver=solver, sparsity=sparsity)
         attentions = attention or (presets.QUICK_ATTENTIONS if quick else presets.ATTENTIONS)
         count = seeds if seeds is not None else (1 if quick else 2)

@@ -20,8 +20,8 @@ class Truncated(Adjoint):
     At an equilibrium of T(y) = y + f(y) the implicit gradient is (dT/dtheta)^T sum_n (J^T)^n dL/dy with J = dT/dy, and
     backpropagation through k steps has the first k terms: Jacobian-free backpropagation at k = 1 (Fung et al., JFB:
     Jacobian-free backpropagation for implicit networks, AAAI 2022), phantom gradients beyond (Geng et al., On training
-    implicit models, NeurIPS 2021). The better T contracts, the closer it is to the implicit gradient;
-    docs/adjoints.md has the cosine. Memory of k steps, and no linear system.
+    implicit models, NeurIPS 2021). The better T contracts, the closer it is to the implicit gradient.
+    Memory of k steps, and no linear system.
 
     The answer is that of the solve, whatever the adjoint. dL/dy0 = 0, as of every equilibrium, and there is no gradient
     of saved states before the last.

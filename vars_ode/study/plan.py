@@ -11,7 +11,7 @@ from torch import nn
 import solvers
 from vars_ode.building import SMALL_MODEL, ModelSpec
 from vars_ode.models import named_attention
-from vars_ode.training import Recipe
+from vars_ode.training import Horizon, Recipe, parse_horizon
 
 SINGLE_STEP = "single-step"
 EXACT = "exact"  # the label of attentions that have no solver
@@ -84,15 +84,16 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """The plan as one flat dict of JSON's types."""
         values = asdict(self)
-        recipe = values.pop("recipe")
+        recipe = {**values.pop("recipe"), "horizon": _horizon_text(self.recipe.horizon)}
         return {**recipe, **{name: _plain(value) for name, value in values.items()}}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Plan":
         """The plan of which `stored` is the `as_dict`."""
         names = {item.name for item in fields(Recipe)}
-        recipe = Recipe(**{name: value for name, value in stored.items() if name in names})
-        return cls(recipe, **{name: _tuples(value) for name, value in stored.items() if name not in names})
+        recipe = {name: value for name, value in stored.items() if name in names}
+        recipe["horizon"] = parse_horizon(recipe.get("horizon", "fixed"))
+        return cls(Recipe(**recipe), **{name: _tuples(value) for name, value in stored.items() if name not in names})
 
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """The settings that differ from `stored`, a result of `as_dict`, in words."""
@@ -103,6 +104,11 @@ class Plan:
             for name in names
             if stored.get(name) != own.get(name)
         ]
+
+
+def _horizon_text(horizon: Horizon) -> str:
+    """As `parse_horizon` reads it; a horizon with a solver or an adjoint of its own only as its representation."""
+    return str(horizon) if parse_horizon(str(horizon)) == horizon else repr(horizon)
 
 
 def parse_solver(label: str) -> solvers.Solver:

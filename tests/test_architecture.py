@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # in a room are modules and packages of `vars_ode`, and `solvers`.
 ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"solvers"}),
-    frozenset({"fields", "rates", "masks", "fourier", "grids"})
+    frozenset({"fields", "grams", "rates", "masks", "fourier", "grids"})
     | frozenset({"plotting", "measuring", "files", "configured", "weight_decay"}),
     frozenset({"dictionaries"}),
     frozenset({"layer"}),

@@ -72,12 +72,12 @@ class ModelSpec:
         model = unwrapped(model)
         spec = cls(**read_model(model), dtype=_dtype(model))
         try:
-            twin = spec.build_on_meta()
+            rebuilt = spec.build_on_meta()
         except Exception as error:  # of whatever kind timm's constructors raise
             raise ValueError(f"{_REFUSED}: what was read off it builds no model ({error})") from error
-        spec = replace(spec, layers=settings_of_layers(model) if vars_layers(twin) else {})
-        spec._configure(twin)
-        found = list(itertools.islice(differences(model, twin), _SHOWN + 1))
+        spec = replace(spec, layers=settings_of_layers(model) if vars_layers(rebuilt) else {})
+        spec._configure(rebuilt)
+        found = list(itertools.islice(differences(model, rebuilt), _SHOWN + 1))
         if found:
             more = "; and there is more" if len(found) > _SHOWN else ""
             raise ValueError(f"{_REFUSED}: {'; '.join(found[:_SHOWN])}{more}")

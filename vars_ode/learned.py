@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import solvers
 from vars_ode.dictionaries import ReadOut, Reconstruction
-from vars_ode.fields import FactoredGram, GramOperator, MonotoneGram, ReconstructionArgs, shifted
+from vars_ode.fields import ReconstructionArgs
+from vars_ode.grams import FactoredGram, GramOperator, MonotoneGram, shifted
 from vars_ode.rates import StepBound
 
 

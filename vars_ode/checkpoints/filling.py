@@ -3,10 +3,9 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vars_ode import fourier
+from vars_ode import fourier, grids
 from vars_ode.checkpoints.files import CheckpointError
 
 _SHOWN = 3  # names that a message lists of a kind
@@ -40,16 +39,15 @@ def adapt_grids(state: dict[str, Tensor], model: nn.Module) -> list[str]:
             side = math.isqrt(value.shape[1])
             if side * side != value.shape[1] or value.shape[::2] != own[name].shape[::2]:
                 continue
-            maps = value.transpose(1, 2).unflatten(-1, (side, side))
-            maps = F.interpolate(maps.float(), size=grid, mode="bicubic", align_corners=False)
-            state[name] = maps.flatten(-2).transpose(1, 2).to(value.dtype)
+            maps = grids.resample(value.transpose(1, 2).float(), (side, side), grid)
+            state[name] = maps.transpose(1, 2).to(value.dtype)
         else:
             continue
         adapted.append(f"{name} resampled from {tuple(value.shape)} to {tuple(state[name].shape)}")
     return adapted
 
 
-def _filter_grid(kernel: Tensor) -> fourier.Grid:
+def _filter_grid(kernel: Tensor) -> grids.Grid:
     height, half = kernel.shape[-3:-1]
     return (height, height if height in (2 * half - 2, 2 * half - 1) else max(2 * half - 2, 1))
 

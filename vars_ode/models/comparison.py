@@ -13,7 +13,7 @@ _NOT_COMPARED = ("training", "grad_checkpointing")  # how a model is used, not w
 _ABSENT = object()
 
 
-def differences(model: nn.Module, twin: nn.Module) -> Iterator[str]:
+def differences(model: nn.Module, rebuilt: nn.Module) -> Iterator[str]:
     """What differs between a model and what its description builds, as sentences' parts.
 
     Compared are the classes of all modules; their public attributes that are numbers, strings, functions or plain
@@ -21,9 +21,9 @@ def differences(model: nn.Module, twin: nn.Module) -> Iterator[str]:
 
     Args:
         model: the model.
-        twin: what its description builds, on any device.
+        rebuilt: what its description builds, on any device.
     """
-    own, other = (dict(each.named_modules(remove_duplicate=False)) for each in (model, twin))
+    own, other = (dict(each.named_modules(remove_duplicate=False)) for each in (model, rebuilt))
     for name in dict.fromkeys((*own, *other)):
         if name not in own or name not in other:
             yield _sentence(name, _class_name(own.get(name)), _class_name(other.get(name)))
@@ -31,11 +31,11 @@ def differences(model: nn.Module, twin: nn.Module) -> Iterator[str]:
             yield _sentence(name or "it", _class_name(own[name]), _class_name(other[name]))
         else:
             yield from _attributes(name, own[name], other[name])
-    yield from _tensors(model, twin)
+    yield from _tensors(model, rebuilt)
 
 
-def _attributes(name: str, module: nn.Module, twin: nn.Module) -> Iterator[str]:
-    own, other = _values(module), _values(twin)
+def _attributes(name: str, module: nn.Module, rebuilt: nn.Module) -> Iterator[str]:
+    own, other = _values(module), _values(rebuilt)
     for key, expected in other.items():
         value = own.get(key, _ABSENT)
         if value is _ABSENT or _plain(value) != _plain(expected):
@@ -44,7 +44,7 @@ def _attributes(name: str, module: nn.Module, twin: nn.Module) -> Iterator[str]:
 
 
 def _values(module: nn.Module) -> dict[str, Any]:
-    """Public attributes that can be compared; what a twin lacks plays no part, as its class does not know it."""
+    """Public attributes that can be compared; what a rebuilt lacks plays no part, as its class does not know it."""
     values = {
         key: value
         for key, value in vars(module).items()
@@ -64,8 +64,8 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _tensors(model: nn.Module, twin: nn.Module) -> Iterator[str]:
-    own, other = ({key: _shape(tensor) for key, tensor in each.state_dict().items()} for each in (model, twin))
+def _tensors(model: nn.Module, rebuilt: nn.Module) -> Iterator[str]:
+    own, other = ({key: _shape(tensor) for key, tensor in each.state_dict().items()} for each in (model, rebuilt))
     for key in dict.fromkeys((*own, *other)):
         if own.get(key) != other.get(key):
             yield _sentence(key, own.get(key, "missing"), other.get(key, "missing"))

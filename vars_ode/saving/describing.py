@@ -83,12 +83,12 @@ def build(spec: ModelSpec, where: str, state: dict[str, Tensor] | None = None) -
         CheckpointError: it builds no model, or one that the weights do not fit.
     """
     try:
-        twin = spec.build_on_meta()
+        rebuilt = spec.build_on_meta()
     except Exception as error:  # of whatever kind timm's constructors raise
         reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{where} describes no model that can be built here: {reason}") from error
     if state is not None:
-        check_fit(twin, state, where, "description and weights are of different models, so get both again")
+        check_fit(rebuilt, state, where, "description and weights are of different models, so get both again")
     with torch.random.fork_rng(devices=[]):
         return spec.build()
 

@@ -747,3 +747,10 @@ def test_weights_alone_are_as_before(saved: Path) -> None:
     """The file is plain safetensors, which any reader takes."""
     model = nano("vars-sd")
     model.load_state_dict(load_file(saved / "model.safetensors"))
+
+
+def test_a_saved_model_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    save_pretrained(ModelSpec().build(), tmp_path / "model")
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in [tmp_path / "new", *(tmp_path / "model").iterdir()]}
+    assert len(modes) == 1

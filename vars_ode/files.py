@@ -13,7 +13,10 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask makes of a new file; safetensors writes for the owner alone
         write(temporary)
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

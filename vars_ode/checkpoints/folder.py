@@ -116,7 +116,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         CheckpointError: it is not one that `write` wrote, a file of it is missing, damaged, or not the other's.
     """
     if not folder.exists():
-        raise FileNotFoundError(f"there is no {folder}")
+        raise FileNotFoundError(f"there is no folder {str(folder)!r} to load a model from")
     for _ in range(_ATTEMPTS):
         description = read_description(folder / CONFIG)
         content = _read_weights(folder / WEIGHTS)

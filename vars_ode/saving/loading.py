@@ -84,7 +84,7 @@ def load_pretrained(path: str | os.PathLike[str]) -> nn.Module:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}")
+        raise FileNotFoundError(f"there is no file or folder {str(path)!r} to load a model from")
     if not path.is_dir() and path.name not in (folder.WEIGHTS, folder.CONFIG):
         raise CheckpointError(
             f"{path} is neither a folder of save_pretrained nor the {folder.WEIGHTS} or {folder.CONFIG} in one; other "

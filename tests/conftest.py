@@ -1,5 +1,9 @@
 """One thread and one seed for every test: results do not depend on the machine's cores or on the order of the tests."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of what tests start, and of NumPy's BLAS; before any of them loads
+
 import pytest
 import torch
 

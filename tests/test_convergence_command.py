@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,13 @@ def test_numbers_are_sound(finished: Path) -> None:
     }
 
 
-def test_a_second_run_replaces_the_first(finished: Path) -> None:
-    files = json.loads((finished / MARKER).read_text())["files"]
-    (finished / "notes.txt").write_text("mine")
-    prepare(finished)
-    assert {path.name for path in finished.iterdir()} == {MARKER, "notes.txt"}
+def test_a_second_run_replaces_the_first(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(finished, folder)
+    files = json.loads((folder / MARKER).read_text())["files"]
+    (folder / "notes.txt").write_text("mine")
+    prepare(folder)
+    assert {path.name for path in folder.iterdir()} == {MARKER, "notes.txt"}
     assert "trace.csv" in files
 
 

@@ -139,7 +139,7 @@ def test_solvers_walk_towards_the_same_flow():
             n: solvers.solve(field, torch.zeros_like(args.drive), t1=3.0, solver=solvers.RK4(num_steps=n), args=args).y1
             for n in (30, 120)
         }
-        torch.testing.assert_close(ends[30], ends[120], rtol=0, atol=1e-4)
+        torch.testing.assert_close(ends[30], ends[120], rtol=0, atol=5e-4)  # a kink costs RK4 of dt = 0.1 its order
 
 
 @pytest.mark.parametrize("rate", [0.2, 1.0, 1.7])

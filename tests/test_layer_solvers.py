@@ -8,7 +8,7 @@ import torch
 import solvers
 from vars_ode import VARSAttention
 
-UNTIL = solvers.SteadyState(rtol=1e-2, atol=1e-3)
+UNTIL = solvers.SteadyState(rtol=2e-2, atol=1e-3)  # scipy takes thousands of evaluations to a tighter one
 
 
 def layer_with(solver: str, adjoint: str) -> VARSAttention:

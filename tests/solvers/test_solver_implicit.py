@@ -169,7 +169,7 @@ def test_gmres(dtype: torch.dtype, restart: int) -> None:
     rtol = 1e-12 if dtype == F64 else 1e-6
     x, error = gmres(lambda x: (a @ x[..., None])[..., 0], b, rtol, 2000, restart)
     expected = torch.linalg.solve(a, b)
-    assert (error <= rtol).all()
+    assert (error <= 1.001 * rtol).all()  # it stops at rtol exactly, before a division
     assert ((x - expected).norm(dim=1) <= 100 * rtol * expected.norm(dim=1)).all()
     assert x[3].equal(torch.zeros_like(x[3]))
 

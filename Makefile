@@ -19,7 +19,7 @@ demo: $(VENV)/.ready  ## train and stress-test transformers that differ in their
 	$(BIN)/vars-ode demo $(ARGS)
 
 test: $(VENV)/.ready  ## run the tests on all cores, one thread each (one process: make test ARGS="-n 0")
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.ready  ## check style and types
 	$(BIN)/ruff check .

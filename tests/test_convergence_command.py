@@ -24,8 +24,6 @@ from vars_ode.cli import app
 from vars_ode.report.convergence import MARKER, prepare, run_convergence
 from vars_ode.study.run import run_study
 
-pytestmark = pytest.mark.xdist_group("convergence")  # its fixtures are expensive: one worker builds them
-
 STEMS = (
     "convergence",
     "work_precision_trajectory",

@@ -29,8 +29,6 @@ from vars_ode.study.plan import Plan, parse_solver
 from vars_ode.study.run import COLUMNS, Job, run_study
 from vars_ode.training import Recipe
 
-pytestmark = pytest.mark.xdist_group("demo")  # its fixtures are expensive: one worker builds them
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:

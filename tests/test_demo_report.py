@@ -17,8 +17,6 @@ from vars_ode.report.study import write_report
 from vars_ode.study.records import Results, read_results
 from vars_ode.study.statistics import Spread, verdict
 
-pytestmark = pytest.mark.xdist_group("report")  # its fixtures are expensive: one worker builds them
-
 CORRUPTIONS = ("gaussian_noise", "motion_blur", "contrast")
 SOLVERS = {"single-step": 1, "euler-2": 2, "euler-5": 5, "euler-20": 20, "rk4-5": 20, "nesterov": 20}
 COLUMNS = ("attention", "seed", "solver", "condition", "severity", "accuracy", "evaluations", "milliseconds")

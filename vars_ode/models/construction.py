@@ -8,6 +8,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vars_ode.models import entrypoints  # noqa: F401  (registers the names)
 from vars_ode.models.rvt import RobustVisionTransformer
@@ -31,8 +32,20 @@ def construct(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 def construct_on_meta(name: str, options: Mapping[str, Any]) -> nn.Module:
     """The same on torch's meta device: without memory for weights, and without drawing random numbers."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         return construct(name, options)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Skips what fills tensors in place on the meta device: there are no values, and torch simulates each operation."""
+
+    _FILLING = frozenset({"uniform_", "normal_", "erfinv_", "mul_", "add_", "sub_", "clamp_", "fill_", "zero_", "div_"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self._FILLING and args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def takes_attention_by_name(name: str) -> bool:

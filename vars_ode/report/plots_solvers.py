@@ -37,7 +37,7 @@ def accuracy_by_cost(results: Results) -> Plot:
     for row, (name, points) in zip(grid, sweeps.items(), strict=True):
         columns = {"clean": [CLEAN], "corrupted": results.sweep_conditions(name)}
         for axes, (column, conditions) in zip(row, columns.items(), strict=True):
-            here = [p for p in points if p.column == column]
+            here = [p for p in points if p.column == column and p.stable]
             lines = _cost_panel(axes, here, quantity, styles[name], results.spread(BASELINE, conditions))
             title_of_panel = literal(f"{name}: {_panel_name(column, conditions)}")
             tidy(axes, _COST_LABELS[quantity], "accuracy (%)", title_of_panel)

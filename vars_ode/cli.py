@@ -47,6 +47,7 @@ def demo(
         str, typer.Option(help="Solve that the VARS models are trained with: NAME@TIME, in steps of dt = 1.")
     ] = "euler@5",
     sparsity: Annotated[float, typer.Option(help="Weight lam of the l1 norm.")] = 0.3,
+    ridge: Annotated[float, typer.Option(help="Of the elastic net, as a share of the step bound's L.")] = 0.05,
     horizon: Annotated[
         str,
         typer.Option(help='Steps of each update: "fixed", or drawn, as in "uniform 1-10" or "log-uniform 1-64 +0.25".'),
@@ -73,7 +74,7 @@ def demo(
     with _refusals("demo"):
         recipe = replace(default.recipe, horizon=parse_horizon(horizon))
         recipe = replace(recipe, epochs=epochs) if epochs is not None else recipe
-        plan = replace(default, recipe=recipe, solver=solver, sparsity=sparsity)
+        plan = replace(default, recipe=recipe, solver=solver, sparsity=sparsity, ridge=ridge)
         _study(folder, plan, attention or (presets.QUICK_ATTENTIONS if quick else presets.ATTENTIONS), count, workers)
 
 

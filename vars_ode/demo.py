@@ -5,7 +5,7 @@ from dataclasses import replace
 from vars_ode.study.plan import Plan
 from vars_ode.training import RandomHorizon, Recipe
 
-FULL = Plan(recipe=Recipe(epochs=5, batch_size=50, horizon=RandomHorizon(1, 10)))
+FULL = Plan(recipe=Recipe(epochs=5, batch_size=50, horizon=RandomHorizon(1, 10)), ridge=0.05)
 ATTENTIONS = ("softmax", "vars-d-factor", "vars-sd-factor", "vars-sd-coupling")
 
 QUICK = replace(

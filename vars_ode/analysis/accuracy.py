@@ -73,16 +73,17 @@ class AccuracyBySolver(Measurement):
         usable = [p for p in self.points if p.stable and math.isfinite(p.accuracy)]
         if not usable:
             return ["No stable solve gave a finite answer for every image."]
-        low, high = (choose(usable, key=lambda p: p.accuracy) for choose in (min, max))
-        sentences = [
-            f"Clean accuracy lies between {100 * low.accuracy:.1f} % ({low.solve}) and {100 * high.accuracy:.1f} % "
-            f"({high.solve}) on {self.images} images."
-        ]
-        cheap = min(usable, key=lambda p: p.evaluations)
-        sentences.append(
-            f"The cheapest solve, {cheap.solve} with {cheap.evaluations:.3g} evaluations, is "
-            f"{100 * (high.accuracy - cheap.accuracy):.1f} points below the best."
-        )
+        if len(usable) == 1:
+            sentences = [f"{usable[0].solve}: {100 * usable[0].accuracy:.1f} % of {self.images} images."]
+        else:
+            low, high = (choose(usable, key=lambda p: p.accuracy) for choose in (min, max))
+            cheap = min(usable, key=lambda p: p.evaluations)
+            sentences = [
+                f"Clean accuracy lies between {100 * low.accuracy:.1f} % ({low.solve}) and {100 * high.accuracy:.1f} % "
+                f"({high.solve}) on {self.images} images.",
+                f"The cheapest solve, {cheap.solve} with {cheap.evaluations:.3g} field evaluations per layer, is "
+                f"{100 * (high.accuracy - cheap.accuracy):.1f} points below the best.",
+            ]
         sentences += [
             f"{p.solve} takes longer steps than are stable, and is not drawn." for p in self.points if not p.stable
         ]

@@ -43,6 +43,7 @@ class Plan:
         model_options: its keyword arguments.
         solver: with which the VARS models are trained, as `vars_ode.models.parse_solves` reads it.
         sparsity: lam.
+        ridge: of the elastic net; a small one gives the VARS models an equilibrium that is reached in tens of steps.
         num_features: random features per head; VARS-SD has as many static templates.
         train_images, test_images: the first so many images of the embedded data set.
         severities: of the corruptions.
@@ -59,6 +60,7 @@ class Plan:
     model_options: dict[str, Any] = field(default_factory=dict)
     solver: str = "euler@5"
     sparsity: float = 0.3
+    ridge: float = 0.0
     num_features: int = 16
     train_images: int = 5000
     test_images: int = 500
@@ -81,6 +83,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         solvers.checks.non_negative_number("sparsity", self.sparsity)
+        solvers.checks.non_negative_number("ridge", self.ridge)
         for attack in self.attacks:
             solvers.checks.one_of("attack", attack, ("fgsm", "pgd"))
         solves = parse_solves(self.solver)
@@ -106,7 +109,7 @@ class Plan:
         options: dict[str, Any] = {}
         if chosen.is_vars:
             (solve,) = parse_solves(self.solver)
-            options = {"sparsity": self.sparsity, **(solve.settings or {})}
+            options = {"sparsity": self.sparsity, "ridge": self.ridge, **(solve.settings or {})}
             options = {key: value for key, value in options.items() if key != "until"}
         if "num_features" in chosen.option_names and chosen.options.get("dictionary") != "softmax":
             options["num_features"] = self.num_features

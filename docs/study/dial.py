@@ -12,6 +12,8 @@ import statistics
 import sys
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from vars_ode.plotting import COLOURS, DASHES, MARKERS, new_figure, tidy
 from vars_ode.study.records import CLEAN, Condition, Results, read_results
 
@@ -62,7 +64,7 @@ def cell(results: Results, name: str, corrupted: list[Condition], solve: str) ->
     return " / ".join(f"{100 * spread.mean:.1f}" if spread.count else "-" for spread in spreads)
 
 
-def draw(results: Results, corrupted: list[Condition]) -> "object":
+def draw(results: Results, corrupted: list[Condition]) -> Figure:
     """Two panels, clean and corrupted; forms and trainings that tell the story."""
     chosen = {
         "factor, 1-10": "factor, trained with 1 to 10 steps",
@@ -87,7 +89,8 @@ def draw(results: Results, corrupted: list[Condition]) -> "object":
             axes.fill_between(places, lows, highs, color=COLOURS[i % 2], alpha=0.10, lw=0)
         axes.set_xticks(range(len(steps)), labels)
         name = "clean images" if title == "clean" else f"mean of {len(corrupted)} corruptions"
-        tidy(axes, "how the trained model is solved: Euler steps of dt = 1", "accuracy (%)" if title == "clean" else "", name)
+        tidy(axes, "how the trained model is solved: Euler steps of dt = 1", title=name)
+    grid[0].set_ylabel("accuracy (%)", fontsize=10)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9.5)
     return figure

@@ -255,7 +255,8 @@ def bench(
         typer.Argument(
             help="equilibrium: iterations and time to a KKT residual, by solver. memory: of each adjoint, by steps. "
             "adjoint: forward and backward pass of each adjoint. adjoint-horizon: error of each adjoint's gradient, by "
-            "horizon. rates: cost and tightness of the step bounds. vars-s: its Gram, applied and formed."
+            "horizon. truncated: the truncated gradient beside the implicit one. rates: cost and tightness of the step "
+            "bounds. vars-s: its Gram, applied and formed."
         ),
     ],
 ) -> None:

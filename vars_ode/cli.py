@@ -18,13 +18,35 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Visual attention from recurrent sparse reconstruction (VARS) as an ODE with pluggable solvers.",
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from vars_ode import __version__
+
+        typer.echo(f"vars-ode {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
-    """Without a callback typer would turn a single command into the program itself."""
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Visual attention from recurrent sparse reconstruction (VARS) as an ODE with pluggable solvers."""
+
+
+@app.command()
+def info() -> None:
+    """Print versions, machine, devices and threads: for bug reports, and to read results beside."""
+    from vars_ode.environment import environment
+
+    found = environment()
+    width = max(map(len, found))
+    for name, value in found.items():
+        typer.echo(f"{name.ljust(width)}  {value}")
 
 
 @app.command()

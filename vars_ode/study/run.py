@@ -4,15 +4,12 @@ import csv
 import json
 import multiprocessing
 import os
-import platform
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +21,7 @@ from torch.utils.data import TensorDataset
 import solvers
 from vars_ode.building import ModelSpec
 from vars_ode.data import fashion_mnist
+from vars_ode.environment import environment
 from vars_ode.files import claim_folder, write_json
 from vars_ode.models import vars_layers
 from vars_ode.saving import load_pretrained, save_pretrained
@@ -274,13 +272,4 @@ def _gather(folder: Path, study: dict[str, Any], command: str) -> None:
         for record in records:
             keys = {"attention": record["attention"], "seed": record["seed"]}
             writer.writerows({**keys, **row} for row in record.pop("rows"))
-    write_json(folder / "results.json", {**study, "versions": versions(), "command": command, "runs": records})
-
-
-def versions() -> dict[str, str]:
-    packages = ("vars-ode", "torch", "timm", "torchdiffeq", "torchode", "numpy", "scipy")
-    return {
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
-        "platform": f"{sys.platform} {platform.machine()}",
-    }
+    write_json(folder / "results.json", {**study, "versions": environment(), "command": command, "runs": records})

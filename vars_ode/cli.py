@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,9 +24,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from vars_ode import __version__
-
-        typer.echo(f"vars-ode {__version__}")
+        typer.echo(f"vars-ode {metadata.version('vars-ode')}")
         raise typer.Exit
 
 

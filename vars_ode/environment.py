@@ -16,6 +16,7 @@ def environment() -> dict[str, str]:
     found = {
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
+        "torch": torch.__version__,  # with its build
         "platform": f"{platform.system().lower()} {platform.machine()}",
         "processor": _processor(),
         "cores": str(os.cpu_count()),

@@ -198,8 +198,8 @@ def _dial(points: list[SolverPoint]) -> str:
         return ""
     cheapest = min(near, key=lambda point: point.evaluations)
     return (
-        f" Over all {len(stable)} solves the accuracy spreads by {width:.1f} points; the cheapest within 2 points of the "
-        f"best is {cheapest.solver}{_evaluations(cheapest)}."
+        f" Over all {len(stable)} solves the accuracy spreads by {width:.1f} points; the cheapest within 2 points of "
+        f"the best is {cheapest.solver}{_evaluations(cheapest)}."
     )
 
 

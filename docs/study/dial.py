@@ -19,6 +19,7 @@ from vars_ode.study.records import CLEAN, Condition, Results, read_results
 
 HERE = Path(__file__).parent
 FORMS = ("factor", "coupling", "monotone", "dictionary")
+TRAININGS = ("fixed 5", "1-10", "1-40", "1-40 and at rest", "1-10, no ridge")
 SOLVES = (*(f"euler@{n}" for n in (1, 2, 3, 5, 10, 20, 40)), "rk4@5", "tsit5@5", "fixed_point", "douglas_rachford")
 SHOWN = {"rk4@5": "RK4, t = 5", "tsit5@5": "Tsit5, t = 5", "fixed_point": "rest (fixed point)"}
 SHOWN |= {"douglas_rachford": "rest (Douglas-Rachford)", **{f"euler@{n}": f"{n}" for n in (1, 2, 3, 5, 10, 20, 40)}}
@@ -37,13 +38,15 @@ def tables(results: Results, corrupted: list[Condition]) -> str:
     parts = []
     for form in FORMS:
         rows = [["trained", *(SHOWN[solve] for solve in SOLVES)], ["---", *["---:"] * len(SOLVES)]]
-        for name in results.variants:
-            if name.startswith(f"{form}, "):
+        for training in TRAININGS:
+            name = f"{form}, {training}"
+            if results.sweep(name):
                 cells = [cell(results, name, corrupted, solve) for solve in SOLVES]
-                rows.append([name.removeprefix(f"{form}, "), *cells])
+                rows.append([training, *cells])
         parts += [f"**{form}**\n\n", *(f"| {' | '.join(row)} |\n" for row in rows), "\n"]
     clean, worse = (results.spread("softmax", conditions) for conditions in ([CLEAN], corrupted))
-    parts.append(f"Softmax attention: {100 * clean.mean:.1f} / {100 * worse.mean:.1f}.\n")
+    if clean.count:
+        parts.append(f"Softmax attention: {100 * clean.mean:.1f} / {100 * worse.mean:.1f}.\n")
     deviations = [
         100 * (results.spread(name, conditions, solve).deviation or 0.0)
         for name in results.variants
@@ -67,7 +70,7 @@ def cell(results: Results, name: str, corrupted: list[Condition], solve: str) ->
 def draw(results: Results, corrupted: list[Condition]) -> Figure:
     """Two panels, clean and corrupted; forms and trainings that tell the story."""
     chosen = {
-        "factor, 1-10": "factor, trained with 1 to 10 steps",
+        "factor, 1-40": "factor, trained with 1 to 40 steps",
         "coupling, 1-40": "coupling, trained with 1 to 40 steps",
         "factor, fixed 5": "factor, trained with five steps",
         "coupling, fixed 5": "coupling, trained with five steps",
@@ -80,13 +83,18 @@ def draw(results: Results, corrupted: list[Condition]) -> Figure:
         baseline = results.spread("softmax", conditions)
         axes.axhline(100 * baseline.mean, color="#000000", ls=":", lw=1.2, label="softmax attention")
         for i, (name, label) in enumerate(chosen.items()):
-            spreads = [results.spread(name, conditions, solve) for solve in steps]
-            places = [place for place, spread in enumerate(spreads) if spread.count]
-            means = [100 * spreads[place].mean for place in places]
-            style = {"color": COLOURS[i % 2], "ls": DASHES[i // 2], "marker": MARKERS[i], "mfc": "white", "ms": 5.5}
-            axes.plot(places, means, label=label, lw=1.4, **style)
-            lows, highs = ([100 * getattr(spreads[p], end) for p in places] for end in ("low", "high"))
-            axes.fill_between(places, lows, highs, color=COLOURS[i % 2], alpha=0.10, lw=0)
+            spreads = {place: results.spread(name, conditions, solve) for place, solve in enumerate(steps)}
+            spreads = {place: spread for place, spread in spreads.items() if spread.count}
+            colour, marker = COLOURS[i % 2], {"marker": MARKERS[i], "mfc": "white", "ms": 5.5}
+            line = {place: spread for place, spread in spreads.items() if place < len(steps) - 2}
+            means = [100 * spread.mean for spread in line.values()]
+            axes.plot(list(line), means, label=label, color=colour, ls=DASHES[i // 2], lw=1.4, **marker)
+            lows, highs = ([100 * getattr(spread, end) for spread in line.values()] for end in ("low", "high"))
+            axes.fill_between(list(line), lows, highs, color=colour, alpha=0.10, lw=0)
+            for place in spreads.keys() - line.keys():  # beside each other
+                spread, x = spreads[place], place + 0.16 * (i - 1.5)
+                axes.plot([x], [100 * spread.mean], color=colour, ls="none", **marker)
+                axes.vlines([x], 100 * spread.low, 100 * spread.high, color=colour, alpha=0.4, lw=2)
         axes.set_xticks(range(len(steps)), labels)
         name = "clean images" if title == "clean" else f"mean of {len(corrupted)} corruptions"
         tidy(axes, "how the trained model is solved: Euler steps of dt = 1", title=name)

@@ -57,11 +57,11 @@ def measure(layer: VARSAttention, tokens: Tensor, name: str, reference: tuple[Te
     return Row(name, relative(output, reference[0]), evaluations, milliseconds, gradient_error, kib)
 
 
-def main() -> None:
+def main(num_tokens: int = 49, dim: int = 32) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    layer = VARSAttention(32, num_heads=2, dictionary="dynamic", sparsity=0.3, rate="power", t1=20.0).double()
-    tokens = torch.randn(2, 49, 32, dtype=torch.float64)
+    layer = VARSAttention(dim, num_heads=2, dictionary="dynamic", sparsity=0.3, rate="power", t1=20.0).double()
+    tokens = torch.randn(2, num_tokens, dim, dtype=torch.float64)
     layer.solver = solvers.DouglasRachford(rtol=0.0, atol=1e-10, max_steps=5000)
     layer.adjoint = "implicit"
     reference = output_and_gradient(layer, tokens)

@@ -17,6 +17,7 @@ from demo_cases import TINY
 from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
+from workers import in_place_of_spawn
 
 import solvers
 from vars_ode.cli import app
@@ -36,7 +37,8 @@ from vars_ode.training import Recipe
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished study of two attentions."""
     folder = tmp_path_factory.mktemp("study") / "out"
-    assert run_study(folder, TINY, ("softmax", "vars-sd-dictionary"), seeds=1, workers=2) == []
+    with in_place_of_spawn():
+        assert run_study(folder, TINY, ("softmax", "vars-sd-dictionary"), seeds=1, workers=2) == []
     assert write_report(folder) == folder / "report.html"
     return folder
 
@@ -98,7 +100,8 @@ def test_a_run_that_fails_leaves_the_others(tmp_path: Path) -> None:
     unstable = replace(
         TINY, recipe=Recipe(epochs=1, batch_size=20, learning_rate=1e30, warmup_epochs=0, clip_grad=1e30)
     )
-    failures = run_study(tmp_path / "out", unstable, ("softmax",), seeds=1, workers=1)
+    with in_place_of_spawn():
+        failures = run_study(tmp_path / "out", unstable, ("softmax",), seeds=1, workers=1)
     assert len(failures) == 1
     assert failures[0].startswith("softmax-seed0: DivergedError: the loss became")
     assert not (tmp_path / "out" / "runs" / "softmax-seed0" / "run.json").exists()

@@ -17,7 +17,7 @@ def layer_with(solver: str, adjoint: str) -> VARSAttention:
     return VARSAttention(
         8,
         num_heads=2,
-        num_features=6,
+        num_features=3,
         learned="dictionary",
         rate="power",
         t1=200.0 if steady else 2.0,
@@ -52,7 +52,7 @@ def test_layer_trains_or_says_what_does(solver: str, adjoint: str) -> None:
     losses = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", solvers.SolverWarning)  # of the continuous adjoint, and of step limits
-        for _ in range(4):
+        for _ in range(3):
             loss = (layer(tokens) - target).square().mean()
             optimizer.zero_grad()
             loss.backward()

@@ -1,4 +1,7 @@
-"""The example notebooks: each runs in a real kernel at a reduced size, and what is committed is clean.
+"""The example notebooks: each runs from top to bottom in a new process at a reduced size, and what is committed is clean.
+
+The process is a child of a server that has torch and timm loaded already, which a kernel of Jupyter's takes longer to
+load than a reduced notebook to run; one notebook goes through the script and a real kernel.
 
 The first code cell of a notebook is tagged "parameters" and assigns upper-case sizes. A row in `REDUCED` says what
 they become here. A notebook with the parameter `STUDY`, the folder of a finished study, gets a tiny one.
@@ -8,6 +11,7 @@ import ast
 import base64
 import importlib.util
 import re
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +21,8 @@ import nbformat
 import pytest
 from demo_cases import TINY
 from nbformat import NotebookNode
+from notebook_cells import run_cells
+from workers import forkserver, in_place_of_spawn
 
 from vars_ode.study.run import run_study
 
@@ -72,7 +78,8 @@ REDUCED: dict[str, dict[str, object]] = {
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(path.stem for path in EXAMPLES.glob("*.ipynb"))
-SECONDS = 300  # they take ten; a limit against runs that hang, also where all cores are busy
+IN_A_KERNEL = "quickstart"
+SECONDS = 300  # they take ten at most; a limit against runs that hang, also where all cores are busy
 MEGABYTES = 2
 MACHINE = re.compile(r"(?<![\w.>])/[a-z]+/\w|/Users/|[A-Z]:\\|\bat 0x[0-9a-f]+")  # absolute paths and addresses
 PRINTS = re.compile(r"\b(print|display)\(|\.plot\(")
@@ -120,6 +127,11 @@ def with_values(notebook: NotebookNode, values: dict[str, object]) -> NotebookNo
     return notebook
 
 
+def pictures(notebook: NotebookNode) -> int:
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
 def texts(notebook: NotebookNode) -> list[str]:
     """Everything in the outputs that a reader reads."""
     found = []
@@ -144,23 +156,38 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished study of two attentions, tiny in every respect."""
     settings = replace(TINY, severities=(1, 2), corruptions=("small_gaussian_noise", "small_contrast"))
     folder = tmp_path_factory.mktemp("study") / "demo"
-    failures = run_study(folder, settings, ("softmax", "vars-sd-dictionary"), seeds=1, workers=1)
+    with in_place_of_spawn():
+        failures = run_study(folder, settings, ("softmax", "vars-sd-dictionary"), seeds=1, workers=1)
     assert failures == []
     return folder
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_runs_at_a_reduced_size(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def reduced(name: str, request: pytest.FixtureRequest) -> NotebookNode:
     notebook = read(name)
     values = dict(REDUCED[name])
     if "STUDY" in parameters(notebook):
         values["STUDY"] = str(request.getfixturevalue("study"))
+    return with_values(notebook, values)
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != IN_A_KERNEL])
+def test_runs_at_a_reduced_size(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    cells = code_cells(reduced(name, request))
+    with ProcessPoolExecutor(1, forkserver()) as pool:
+        found = pool.submit(run_cells, [cell.source for cell in cells], str(tmp_path), script.ENVIRONMENT)
+        displayed = found.result(SECONDS)
+    for cell, kinds in zip(cells, displayed, strict=True):
+        full_size = {kind for output in cell.outputs for kind in output.get("data", {})}
+        assert full_size <= kinds, f"a cell that shows {full_size} at its full size shows {kinds}:\n{cell.source}"
+
+
+def test_runs_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     for variable, value in script.ENVIRONMENT.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's default is to draw into the notebook
-    script.execute(with_values(notebook, values), tmp_path, SECONDS)
+    committed, notebook = read(IN_A_KERNEL), reduced(IN_A_KERNEL, request)
+    script.execute(notebook, tmp_path, SECONDS)
+    assert pictures(notebook) == pictures(committed) > 0
 
 
 def test_every_notebook_has_a_row_of_names_that_it_assigns() -> None:

@@ -1,7 +1,6 @@
 """Randomness belongs to images: batch size, order and processes change nothing. Outcomes, their merging, and names."""
 
 import copy
-import multiprocessing
 import warnings
 from functools import partial
 from itertools import product
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision.transforms.v2 import functional as TF
+from workers import forkserver
 
 from vars_ode.data import fashion_mnist
 from vars_ode.robustness import (
@@ -215,7 +215,7 @@ def _shard(shard: list[int]) -> list[Outcome]:
 
 def test_two_processes_count_as_one(linear: nn.Module) -> None:
     half = COUNT // 2
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with forkserver().Pool(1) as pool:
         theirs = pool.apply(_shard, ([*range(half, COUNT)],))
     mine = _shard([*range(half)])
     merged = [Outcome.merge(same) for same in zip(mine, theirs, strict=True)]

@@ -60,10 +60,12 @@ MODELS = {"nano": nano, "rvt": rvt, "rich": rich}
 
 
 def images(model: nn.Module) -> Tensor:
-    spec = ModelSpec.of(model)
-    size = spec.img_size if isinstance(spec.img_size, tuple) else (spec.img_size,) * 2
+    inner = getattr(model, "_orig_mod", model)
+    size = inner.patch_embed.img_size if hasattr(inner, "patch_embed") else inner.config["img_size"]
+    channels = next(layer.in_channels for layer in inner.modules() if isinstance(layer, nn.Conv2d))
+    size = size if isinstance(size, tuple) else (size, size)
     like = next(model.parameters())
-    return torch.randn(2, spec.in_chans, *size, generator=torch.Generator().manual_seed(0)).to(like.dtype)
+    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(like.dtype)
 
 
 def logits(model: nn.Module, inputs: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ ADJOINTS = [
     AdjointCase("checkpointed", solvers.Checkpointed()),
     AdjointCase("continuous", solvers.Continuous(rtol=1e-9, atol=1e-9), tolerance=1e-5, of_flow=True),
     AdjointCase("implicit", solvers.Implicit(), at_equilibrium=True),
-    AdjointCase("truncated", solvers.Truncated(steps=400), at_equilibrium=True),
+    AdjointCase("truncated", solvers.Truncated(steps=250), at_equilibrium=True),
 ]
 
 ADJOINT_BY_NAME = {case.name: case for case in ADJOINTS}

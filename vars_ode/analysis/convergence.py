@@ -84,9 +84,10 @@ def _measures(subject: Subject, name: str, names: Sequence[str]) -> dict[str, Me
     """File stem -> title and measure, in the order of the page. Shared references are computed when first needed."""
     layer, tokens = layer_inputs(subject.model, subject.inputs)[name]
     problem = problem_of(layer, tokens)
-    single = problem_of(layer, tokens[:1])  # one input is enough where many solvers are compared
+    alone = len(tokens) == 1
+    single = problem if alone else problem_of(layer, tokens[:1])  # one input is enough where many solvers are compared
     equilibrium = _Once(lambda: find_equilibrium(problem))
-    single_equilibrium = _Once(lambda: find_equilibrium(single))
+    single_equilibrium = equilibrium if alone else _Once(lambda: find_equilibrium(single))
     state = _Once(lambda: reference_state(single, 500 if single.y0.numel() > _LARGE else 1000))
     integrating = [name for name in names if not _solvers.get(name).reaches_equilibrium]
     return {

@@ -37,12 +37,12 @@ def tables(results: Results, corrupted: list[Condition]) -> str:
     """A table per form: a row per training, a column per solve."""
     parts = []
     for form in FORMS:
-        rows = [["trained", *(SHOWN[solve] for solve in SOLVES)], ["---", *["---:"] * len(SOLVES)]]
+        rows = [["trained", "time", *(SHOWN[solve] for solve in SOLVES)], ["---", *["---:"] * (len(SOLVES) + 1)]]
         for training in TRAININGS:
             name = f"{form}, {training}"
             if results.sweep(name):
                 cells = [cell(results, name, corrupted, solve) for solve in SOLVES]
-                rows.append([training, *cells])
+                rows.append([training, f"{seconds(results, name) / seconds(results, f'{form}, fixed 5'):.1f}", *cells])
         parts += [f"**{form}**\n\n", *(f"| {' | '.join(row)} |\n" for row in rows), "\n"]
     clean, worse = (results.spread("softmax", conditions) for conditions in ([CLEAN], corrupted))
     if clean.count:
@@ -59,7 +59,21 @@ def tables(results: Results, corrupted: list[Condition]) -> str:
             f"The standard deviation over seeds is {statistics.median(deviations):.1f} points in the median cell and "
             f"{max(deviations):.1f} in the widest.\n"
         )
-    return "".join(parts)
+    return "".join([*parts, at_rest(results)])
+
+
+def seconds(results: Results, name: str) -> float:
+    """Processor time of a training."""
+    return statistics.median(run.train_seconds for (arm, _), run in results.runs.items() if arm == name)
+
+
+def at_rest(results: Results) -> str:
+    """What fixed-point iteration took, and where it ended."""
+    found = []
+    for name in ("factor, 1-40", "coupling, 1-40", "monotone, 1-40 and at rest", "factor, 1-10, no ridge"):
+        evaluations = statistics.mean(results.by_seed(name, [CLEAN], "fixed_point", "evaluations").values())
+        found.append(f"{evaluations:.0f} ({name})")
+    return f"Field evaluations per layer until fixed-point iteration stopped, at most 200: {', '.join(found)}.\n"
 
 
 def cell(results: Results, name: str, corrupted: list[Condition], solve: str) -> str:

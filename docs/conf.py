@@ -17,7 +17,7 @@ project_copyright = "the vars-ode developers, MIT license"
 version = release = vars_ode.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "study/*.md"]
 nitpicky = True  # a reference to one of our names has to resolve
 nitpick_ignore_regex = [
     ("py:.*", r"(?!vars_ode\.|solvers\.).*"),  # other packages are not looked up

@@ -39,7 +39,7 @@ COMMANDS = sorted(
         for command in re.findall(r"^(?:\$ |    (?=make |vars-ode ))(.+)$", page, re.MULTILINE)
     }
 )
-SMALLER = {"convergence": ["--images", "1"]}  # options that make a command shorter
+SMALLER = {"convergence": ["--images", "1"], "dial": ["--images", "8"]}  # options that make a command shorter
 
 
 def test_there_are_blocks() -> None:

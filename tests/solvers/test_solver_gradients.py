@@ -15,7 +15,7 @@ from solvers import SteadyState
 
 EQUILIBRIUM = SteadyState(rtol=0, atol=1e-12)
 REFERENCE = {case.equilibrium: case.name for case in cases.RELAXATIONS}  # one per equilibrium
-FINE = {1: 200, 2: 100, 4: 50}  # by order: steps of a fixed-step solver where it stands for the flow
+FINE = 200  # steps of a solver of order one where it stands for the flow; one of order p takes a p-th of them
 
 
 class Setting:
@@ -32,7 +32,7 @@ class Setting:
             rule = EQUILIBRIUM if case.kind == "fixed" else SteadyState(rtol=0, atol=case.accuracy)
             self.options = {"until": rule, "t1": 200.0}
         if of_flow and case.with_steps is not None and case.order is not None:
-            self.solver = case.with_steps(FINE[case.order])
+            self.solver = case.with_steps(FINE // case.order)
 
     @property
     def inputs(self) -> dict[str, Tensor]:

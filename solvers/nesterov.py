@@ -8,7 +8,7 @@ from torch import Tensor
 
 from solvers.field import Field
 from solvers.relaxation import RelaxationSolver
-from solvers.stepping import Memory
+from solvers.stepping import Grid, Memory
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,21 @@ class Nesterov(RelaxationSolver):
             field.require_gradient(args)
         return y0, y0.new_ones(y0.shape[0])
 
+    def follows(self, grid: Grid) -> bool:
+        return True
+
     def step(
         self, field: Field, t: Tensor, dt: float, y: Tensor, rate: Tensor, memory: Memory, args: Any
     ) -> tuple[Tensor, Memory]:
+        return self.follow(y, y + rate, rate, memory)
+
+    def follow(self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
         previous, momentum = memory
-        current = y + rate
-        move = current - previous
+        move = target - previous
+        rate = target - y if rate is None else rate
         against = (rate.detach() * move.detach()).reshape(y.shape[0], -1).sum(1) < 0
         momentum = torch.where(against, 1.0, momentum)
         next_momentum = (1 + torch.sqrt(1 + 4 * momentum**2)) / 2
         weight = torch.where(against, 0.0, (momentum - 1) / next_momentum)
-        extrapolated = current + weight.view(-1, *[1] * (y.ndim - 1)) * move
-        return extrapolated, (current, next_momentum)
+        extrapolated = torch.addcmul(target, weight.view(-1, *[1] * (y.ndim - 1)), move)
+        return extrapolated, (target, next_momentum)

@@ -1,5 +1,6 @@
 """The stopping rule |f| <= atol + rtol |y|."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -48,3 +49,7 @@ class SteadyState:
         """Whether a sample is steady, (batch,), given its max-norm residual (batch,) and state (batch, ...)."""
         size = max_norm(y)
         return (residual <= self.atol + self.rtol * size) & size.isfinite()
+
+    def in_motion(self, residual: Tensor, y: Tensor) -> Tensor:
+        """Whether a sample is neither steady nor broken, (batch,): at the price of two comparisons."""
+        return (residual > self.atol + self.rtol * max_norm(y)) & (residual < math.inf)

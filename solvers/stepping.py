@@ -7,6 +7,7 @@ state while the others are integrated further, so no sample's answer depends on 
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -66,6 +67,20 @@ class SteppingSolver(Solver):
         constants, objects that every step returns as they are."""
         return ()
 
+    def follows(self, grid: Grid) -> bool:
+        """Whether steps on `grid` ask no more of the field than T(y) = y + f(t, y), and so can be taken by `follow`.
+
+        Then a field's `iterate` is used, which makes T(y) in one pass, where f(t, y) + y takes two more.
+        """
+        return False
+
+    def follow(self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
+        """The step from y, where target = T(y), as `step` returns it.
+
+        `rate` is target - y, where the loop had a use for it; else None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say that it follows a grid")
+
     def stopping_rule(self, problem: Problem) -> SteadyState | None:
         """When a sample stops before the end of the grid; None: never."""
         return problem.until
@@ -73,20 +88,38 @@ class SteppingSolver(Solver):
     def loop(self, problem: Problem) -> "SteppingLoop":
         grid = self.grid(problem)
         plan = SavePlan.on_grid(problem.save_at, grid.times)
-        return SteppingLoop(replace(problem, until=self.stopping_rule(problem)), self, grid, plan)
+        iterate = getattr(problem.field, "iterate", None) if self.follows(grid) else None
+        return SteppingLoop(replace(problem, until=self.stopping_rule(problem)), self, grid, plan, iterate)
 
 
 class Progress(NamedTuple):
-    """Per-sample bookkeeping of a solve that may stop samples early, all (batch,)."""
+    """Per-sample bookkeeping of a solve that may stop samples early: what a sample came to is noted when it stops.
+
+    The samples that go on have taken as many steps as each other, so that a step on which none stops costs a check only.
+
+    Attributes:
+        active: which samples go on, (batch,).
+        status, num_steps, num_field_evals: of those that have stopped, (batch,).
+        residual: of each sample, when it was last checked, (batch,).
+        kept: the last states of those that have stopped, where the loop goes on with all samples and forgets what
+            becomes of these. None where it holds them still, sample by sample, which takes a pass over memory per step.
+        steps, evals: of the active samples.
+        some_stopped, done: whether any sample, and whether every sample has stopped.
+    """
 
     active: Tensor
     status: Tensor
     num_steps: Tensor
     num_field_evals: Tensor
     residual: Tensor
+    kept: Tensor | None
+    steps: int = 0
+    evals: int = 0
+    some_stopped: bool = False
+    done: bool = False
 
     @classmethod
-    def begin(cls, y0: Tensor) -> "Progress":
+    def begin(cls, y0: Tensor, hold_still: bool) -> "Progress":
         batch, device = y0.shape[0], y0.device
         count = torch.zeros(batch, dtype=torch.long, device=device)
         return cls(
@@ -95,30 +128,48 @@ class Progress(NamedTuple):
             num_steps=count,
             num_field_evals=count,
             residual=torch.full((batch,), math.inf, dtype=y0.dtype, device=device),
+            kept=None if hold_still else y0,
+            done=batch == 0,
         )
 
     def check(self, rate: Tensor, y: Tensor, until: SteadyState, evals: int = 1) -> "Progress":
         """Stop the samples whose `rate` at `y` is small enough, or not finite."""
         norm = max_norm(rate)
-        steady = self.active & until.reached(norm, y)
-        nonfinite = self.active & ~norm.isfinite()
-        status = torch.where(steady, int(Status.STEADY_STATE), self.status)
-        return Progress(
-            active=self.active & ~steady & ~nonfinite,
-            status=torch.where(nonfinite, int(Status.NONFINITE), status),
-            num_steps=self.num_steps,
-            num_field_evals=self.num_field_evals + evals * self.active,
-            residual=torch.where(self.active, norm.to(self.residual.dtype), self.residual),
+        progress = self._replace(
+            evals=self.evals + evals, residual=torch.where(self.active, norm.to(self.residual.dtype), self.residual)
+        )
+        if bool((self.active & ~until.in_motion(norm, y)).any()):
+            return progress._stop(until.reached(norm, y), ~norm.isfinite(), y)
+        return progress
+
+    def _stop(self, steady: Tensor, nonfinite: Tensor, y: Tensor) -> "Progress":
+        stopping = self.active & (steady | nonfinite)
+        active = self.active & ~stopping
+        status = torch.where(stopping & steady, int(Status.STEADY_STATE), self.status)
+        return self._replace(
+            active=active,
+            status=torch.where(stopping & nonfinite, int(Status.NONFINITE), status),
+            num_steps=torch.where(stopping, self.steps, self.num_steps),
+            num_field_evals=torch.where(stopping, self.evals, self.num_field_evals),
+            kept=None if self.kept is None else _where(stopping, y, self.kept),
+            some_stopped=True,
+            done=not bool(active.any()),
         )
 
     def stepped(self, evals: int) -> "Progress":
-        return self._replace(
-            num_steps=self.num_steps + self.active, num_field_evals=self.num_field_evals + evals * self.active
-        )
+        return self._replace(steps=self.steps + 1, evals=self.evals + evals)
 
     def evaluated(self) -> "Progress":
         """After one evaluation beside the steps, for interpolation."""
-        return self._replace(num_field_evals=self.num_field_evals + self.active)
+        return self._replace(evals=self.evals + 1)
+
+    def states(self, running: Tensor) -> Tensor:
+        """The last state of every sample, given the running one."""
+        return running if self.kept is None or not self.some_stopped else _where(self.active, running, self.kept)
+
+    def stats(self) -> dict[str, Tensor]:
+        num_steps = torch.where(self.active, self.steps, self.num_steps)
+        return _stats(num_steps, torch.where(self.active, self.evals, self.num_field_evals), self.residual)
 
 
 class Carry(NamedTuple):
@@ -142,6 +193,7 @@ class SteppingLoop(Loop):
     solver: SteppingSolver
     grid: Grid
     plan: SavePlan
+    iterate: Callable[[Tensor, Any], Tensor] | None  # the field's, if the solver's steps follow it
 
     @property
     def num_steps(self) -> int:
@@ -159,41 +211,47 @@ class SteppingLoop(Loop):
                 f"{type(self.solver).__name__}.begin must return a tuple, the memory that its steps carry, got "
                 f"{_layout(memory)}; return () for none"
             )
-        return Carry(y0, None, memory, Progress.begin(y0) if self.problem.until else None, None)
+        hold_still = torch.is_grad_enabled() or self.plan.save_at is not None
+        return Carry(y0, None, memory, Progress.begin(y0, hold_still) if self.problem.until else None, None)
 
     def done(self, carry: Carry) -> bool:
-        """Whether every sample has stopped (waits for the device to answer)."""
-        return carry.progress is not None and not bool(carry.progress.active.any())
+        """Whether every sample has stopped."""
+        return carry.progress is not None and carry.progress.done
 
     def advance(self, carry: Carry, args: Any, first: int, last: int) -> tuple[Carry, Saved]:
         """Take the steps `first`, ..., `last` - 1; returns the states to be saved on the way as well."""
         y, rate, memory, progress, residual = carry  # local names: on small problems the loop's own time matters
-        solver, field, until, grid = self.solver, self.problem.field, self.problem.until, self.grid.times
-        times = torch.tensor(grid[first : last + 1], dtype=y.dtype, device=y.device)
+        solver, field, grid, iterate = self.solver, self.problem.field, self.grid.times, self.iterate
+        times = () if iterate else torch.tensor(grid[first : last + 1], dtype=y.dtype, device=y.device)
         saved: Saved = {}
         for n in range(first, last):
-            t, dt = times[n - first], grid[n + 1] - grid[n]
-            known = rate is not None
-            if rate is None:
-                rate = field(t, y, args)
-                rate_of_state(rate, y)
-            if progress is not None and until is not None:
-                progress = progress.check(rate, y, until, evals=0 if known else 1)
-                if not bool(progress.active.any()):
+            dt, known, target = grid[n + 1] - grid[n], rate is not None, None
+            if iterate:
+                target = rate_of_state(iterate(y, args), y)
+                rate = target - y if progress else None
+            elif rate is None:
+                rate = rate_of_state(field(times[n - first], y, args), y)
+            if progress:
+                progress = progress.check(rate, y, self.problem.until, evals=0 if known else 1)
+                if progress.done:
                     break
-            stepped = solver.step(field, t, dt, y, rate, memory, args)
+            if iterate:
+                stepped = solver.follow(y, target, rate, memory)
+            else:
+                stepped = solver.step(field, times[n - first], dt, y, rate, memory, args)
             if n == 0:
                 _check_step(solver, stepped, y, memory)
             y_next, memory_next = stepped
-            if progress is not None:
+            if progress:
                 progress = progress.stepped(solver.evals_per_step - 1)
-                y_next, memory_next = _stopped_keep(progress.active, (y_next, memory_next), (y, memory))
+                if progress.some_stopped and progress.kept is None:
+                    y_next, memory_next = _stopped_keep(progress.active, (y_next, memory_next), (y, memory))
             if n == self.num_steps - 1 and not self.grid.open_ended:
                 residual = max_norm((y_next - y) / dt)
             rate_next = None
             if self.plan.needs_end_rate(n, solver.interpolation):
                 rate_next = field(times[n + 1 - first], y_next, args)
-                if progress is not None:
+                if progress:
                     progress = progress.evaluated()
                     rate, rate_next = (_where(progress.active, r, torch.zeros_like(r)) for r in (rate, rate_next))
             self.plan.record(saved, n, dt, y, y_next, rate, rate_next)
@@ -206,7 +264,8 @@ class SteppingLoop(Loop):
         if progress is None:
             status, stats = self._common_outcome(carry, args)
         else:
-            status, stats = self._outcome_by_sample(carry, progress, args)
+            progress = self._last_check(progress, carry, args)
+            y1, (status, stats) = progress.states(y1), self._outcome_by_sample(progress, carry)
         status = torch.where(max_norm(y1).isfinite(), status, int(Status.NONFINITE))
         ts, ys = self.plan.assemble(saved, y0, y1, self.grid.times)
         every_step = progress is None and self.grid.open_ended
@@ -225,19 +284,22 @@ class SteppingLoop(Loop):
         num_steps = torch.full((y1.shape[0],), steps, dtype=torch.long, device=y1.device)
         return torch.full_like(num_steps, int(outcome)), _stats(num_steps, torch.full_like(num_steps, evals), residual)
 
-    def _outcome_by_sample(self, carry: Carry, progress: Progress, args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def _last_check(self, progress: Progress, carry: Carry, args: Any) -> Progress:
+        """After the check of the last state, where only a limit to the steps ended the solve."""
+        if progress.done or not self.grid.open_ended:
+            return progress
+        known, t_end = carry.rate is not None, self._end_of_grid(carry.y)
+        rate = carry.rate if carry.rate is not None else self.problem.field(t_end, carry.y, args)
+        return progress.check(rate, carry.y, self.problem.until, evals=0 if known else 1)
+
+    def _outcome_by_sample(self, progress: Progress, carry: Carry) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a solve that may stop samples early."""
-        until = self.problem.until
-        if self.grid.open_ended and until is not None and not self.done(carry):
-            known, t_end = carry.rate is not None, self._end_of_grid(carry.y)
-            rate = carry.rate if carry.rate is not None else self.problem.field(t_end, carry.y, args)
-            progress = progress.check(rate, carry.y, until, evals=0 if known else 1)
-        status, residual = progress.status, progress.residual
+        status, stats = progress.status, progress.stats()
         if not self.grid.open_ended:  # the end of the interval was reached, steady or not
             status = torch.where(progress.active, int(Status.SUCCESS), status)
             if carry.residual is not None:
-                residual = torch.where(progress.active, carry.residual, residual)
-        return status, _stats(progress.num_steps, progress.num_field_evals, residual)
+                stats["residual"] = torch.where(progress.active, carry.residual, stats["residual"])
+        return status, stats
 
     def _end_of_grid(self, y: Tensor) -> Tensor:
         return torch.tensor(self.grid.times[-1], dtype=y.dtype, device=y.device)

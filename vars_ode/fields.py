@@ -81,7 +81,7 @@ class _SoftThreshold(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, threshold: Tensor) -> Tensor:
-        return (x - threshold).clamp_min_(0).add_((x + threshold).clamp_max_(0))
+        return x - torch.maximum(torch.minimum(x, threshold), -threshold)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -221,8 +221,12 @@ class ProximalFlow(_SparseReconstruction):
 
     def __call__(self, t: Any, a: Tensor, args: ReconstructionArgs) -> Tensor:
         """da/dt, shaped as `a`, (..., m, d)."""
+        return self.iterate(a, args) - a
+
+    def iterate(self, a: Tensor, args: ReconstructionArgs) -> Tensor:
+        """a + da/dt = S(a - eta (G a - b); eta lam), a step of ISTA."""
         moved = torch.addcmul(a, args.rate, args.drive - args.gram @ a)
-        return THRESHOLDS[self.threshold](moved, args.rate * args.sparsity) - a
+        return THRESHOLDS[self.threshold](moved, args.rate * args.sparsity)
 
     def code(self, state: Tensor, args: ReconstructionArgs) -> Tensor:
         """The code a of a state: here the state itself."""
@@ -246,7 +250,7 @@ class ProximalFlow(_SparseReconstruction):
         matrix = _dense(args)
         if matrix is None or self.threshold != "soft":
             return None
-        support = self(None, a, args) + a != 0
+        support = self.iterate(a, args) != 0
         u = solve_on_support(matrix.mT, support, grad) / args.rate
         return grad + u - args.rate * (matrix.mT @ u)
 
@@ -267,8 +271,11 @@ class LCA(_SparseReconstruction):
 
     def __call__(self, t: Any, u: Tensor, args: ReconstructionArgs) -> Tensor:
         """du/dt, shaped as `u`, (..., m, d)."""
-        a = self.code(u, args)
-        return torch.addcmul(a - u, args.rate, args.drive - args.gram @ a)
+        return self.iterate(u, args) - u
+
+    def iterate(self, u: Tensor, args: ReconstructionArgs) -> Tensor:
+        """u + du/dt = a + eta (b - G a) with a = S(u; eta lam), a step of ISTA."""
+        return self.state(self.code(u, args), args)
 
     def code(self, state: Tensor, args: ReconstructionArgs) -> Tensor:
         """The code a = S(u; eta lam) of the membrane potentials u."""

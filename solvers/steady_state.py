@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from solvers.checks import non_negative_number, positive_int
@@ -15,7 +16,8 @@ def max_norm(y: Tensor) -> Tensor:
         return y.abs()
     if y.numel() == 0:
         return y.new_zeros(y.shape[0])
-    return y.flatten(1).abs().amax(1)  # ten times as fast on a CPU as vector_norm with ord=inf
+    y = y.flatten(1)  # without a copy of |y|; on a CPU vector_norm with ord=inf takes ten times as long
+    return torch.maximum(y.amax(1), -y.amin(1))
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,7 @@ class SteppingSolver(Solver):
     def loop(self, problem: Problem) -> "SteppingLoop":
         grid = self.grid(problem)
         plan = SavePlan.on_grid(problem.save_at, grid.times)
-        iterate = getattr(problem.field, "iterate", None) if self.follows(grid) else None
-        return SteppingLoop(replace(problem, until=self.stopping_rule(problem)), self, grid, plan, iterate)
+        return SteppingLoop(replace(problem, until=self.stopping_rule(problem)), self, grid, plan)
 
 
 class Progress(NamedTuple):
@@ -99,8 +98,8 @@ class Progress(NamedTuple):
 
     Attributes:
         active: which samples go on, (batch,).
-        status, num_steps, num_field_evals: of those that have stopped, (batch,).
-        residual: of each sample, when it was last checked, (batch,).
+        status, num_steps, num_field_evals, residual: of those that have stopped, (batch,).
+        latest: the residuals at the last check, (batch,).
         kept: the last states of those that have stopped, where the loop goes on with all samples and forgets what
             becomes of these. None where it holds them still, sample by sample, which takes a pass over memory per step.
         steps, evals: of the active samples.
@@ -112,6 +111,7 @@ class Progress(NamedTuple):
     num_steps: Tensor
     num_field_evals: Tensor
     residual: Tensor
+    latest: Tensor
     kept: Tensor | None
     steps: int = 0
     evals: int = 0
@@ -128,30 +128,31 @@ class Progress(NamedTuple):
             num_steps=count,
             num_field_evals=count,
             residual=torch.full((batch,), math.inf, dtype=y0.dtype, device=device),
-            kept=None if hold_still else y0,
+            latest=torch.full((batch,), math.inf, dtype=y0.dtype, device=device),
+            kept=None if hold_still else y0.clone(),
             done=batch == 0,
         )
 
     def check(self, rate: Tensor, y: Tensor, until: SteadyState, evals: int = 1) -> "Progress":
         """Stop the samples whose `rate` at `y` is small enough, or not finite."""
         norm = max_norm(rate)
-        progress = self._replace(
-            evals=self.evals + evals, residual=torch.where(self.active, norm.to(self.residual.dtype), self.residual)
-        )
-        if bool((self.active & ~until.in_motion(norm, y)).any()):
+        progress = self._replace(evals=self.evals + evals, latest=norm)
+        if bool((self.active > until.in_motion(norm, y)).any()):
             return progress._stop(until.reached(norm, y), ~norm.isfinite(), y)
         return progress
 
     def _stop(self, steady: Tensor, nonfinite: Tensor, y: Tensor) -> "Progress":
         stopping = self.active & (steady | nonfinite)
         active = self.active & ~stopping
+        if self.kept is not None:  # no gradient is recorded
+            self.kept[stopping] = y[stopping]
         status = torch.where(stopping & steady, int(Status.STEADY_STATE), self.status)
         return self._replace(
             active=active,
             status=torch.where(stopping & nonfinite, int(Status.NONFINITE), status),
             num_steps=torch.where(stopping, self.steps, self.num_steps),
             num_field_evals=torch.where(stopping, self.evals, self.num_field_evals),
-            kept=None if self.kept is None else _where(stopping, y, self.kept),
+            residual=torch.where(stopping, self.latest.to(self.residual.dtype), self.residual),
             some_stopped=True,
             done=not bool(active.any()),
         )
@@ -168,8 +169,11 @@ class Progress(NamedTuple):
         return running if self.kept is None or not self.some_stopped else _where(self.active, running, self.kept)
 
     def stats(self) -> dict[str, Tensor]:
-        num_steps = torch.where(self.active, self.steps, self.num_steps)
-        return _stats(num_steps, torch.where(self.active, self.evals, self.num_field_evals), self.residual)
+        return _stats(
+            torch.where(self.active, self.steps, self.num_steps),
+            torch.where(self.active, self.evals, self.num_field_evals),
+            torch.where(self.active, self.latest.to(self.residual.dtype), self.residual),
+        )
 
 
 class Carry(NamedTuple):
@@ -193,7 +197,6 @@ class SteppingLoop(Loop):
     solver: SteppingSolver
     grid: Grid
     plan: SavePlan
-    iterate: Callable[[Tensor, Any], Tensor] | None  # the field's, if the solver's steps follow it
 
     @property
     def num_steps(self) -> int:
@@ -221,13 +224,13 @@ class SteppingLoop(Loop):
     def advance(self, carry: Carry, args: Any, first: int, last: int) -> tuple[Carry, Saved]:
         """Take the steps `first`, ..., `last` - 1; returns the states to be saved on the way as well."""
         y, rate, memory, progress, residual = carry  # local names: on small problems the loop's own time matters
-        solver, field, grid, iterate = self.solver, self.problem.field, self.grid.times, self.iterate
+        solver, field, grid, iterate = self.solver, self.problem.field, self.grid.times, self._iteration(args)
         times = () if iterate else torch.tensor(grid[first : last + 1], dtype=y.dtype, device=y.device)
         saved: Saved = {}
         for n in range(first, last):
             dt, known, target = grid[n + 1] - grid[n], rate is not None, None
             if iterate:
-                target = rate_of_state(iterate(y, args), y)
+                target = rate_of_state(iterate(y), y)
                 rate = target - y if progress else None
             elif rate is None:
                 rate = rate_of_state(field(times[n - first], y, args), y)
@@ -257,6 +260,18 @@ class SteppingLoop(Loop):
             self.plan.record(saved, n, dt, y, y_next, rate, rate_next)
             y, rate, memory = y_next, rate_next, memory_next
         return Carry(y, rate, memory, progress, residual), saved
+
+    def _iteration(self, args: Any) -> Callable[[Tensor], Tensor] | None:
+        """y -> T(y), if the field offers it and the solver has a use for it.
+
+        Preparing it pays for the many steps of a relaxation; in a graph it would only add to what is kept.
+        """
+        field: Any = self.problem.field
+        if not (hasattr(field, "iterate") and self.solver.follows(self.grid)):
+            return None
+        if hasattr(field, "iteration") and self.grid.open_ended and not torch.is_grad_enabled():
+            return field.iteration(args)
+        return lambda y: field.iterate(y, args)
 
     def finish(self, y0: Tensor, carry: Carry, saved: Saved, args: Any) -> Solution:
         """Put the pieces together once all the segments have run."""

@@ -68,14 +68,17 @@ def soft_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
         x: any shape.
         threshold: t, broadcasts against `x`.
     """
-    if isinstance(threshold, Tensor):
+    if not isinstance(threshold, Tensor):
+        return x - x.clamp(-threshold, threshold)
+    if torch.is_grad_enabled():
         return _SoftThreshold.apply(x, threshold)
-    return x - x.clamp(-threshold, threshold)
+    return _SoftThreshold.forward(x, threshold)
 
 
 class _SoftThreshold(torch.autograd.Function):
     """The derivatives follow from the sign of the result in few passes over memory; autograd through clamp takes nine.
-    All of them are arithmetic, as clamp by a tensor, comparisons and `where` take several times as long on a CPU."""
+    All is arithmetic, minima and maxima, as clamp by a tensor, comparisons and `where` take several times as long on a
+    CPU."""
 
     generate_vmap_rule = True
 
@@ -163,6 +166,15 @@ class _SparseReconstruction:
                 "'fixed_point' or 'anderson'"
             )
 
+    def _affine(self, args: ReconstructionArgs) -> Callable[[Tensor], Tensor]:
+        """a -> a + eta (b - G a) = (I - eta G) a + eta b, for many a: one product and no further pass over memory."""
+        matrix, drive, rate = _dense(args), args.drive, args.rate
+        if matrix is None or drive.ndim < 3 or matrix.shape[:-2] != drive.shape[:-2]:
+            return lambda a: torch.addcmul(a, rate, drive - args.gram @ a)
+        step = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device) - rate * matrix
+        step, offset = step.flatten(0, -3), (rate * drive).flatten(0, -3)
+        return lambda a: torch.baddbmm(offset, step, a.reshape(offset.shape)).view(a.shape)
+
     def prox(self, v: Tensor, step: float, args: ReconstructionArgs) -> Tensor:
         """argmin_a lam |a|_1 + |a - v|^2 / (2 step) = S(v; step lam), (..., m, d)."""
         return soft_threshold(v, step * args.sparsity)
@@ -228,6 +240,11 @@ class ProximalFlow(_SparseReconstruction):
         moved = torch.addcmul(a, args.rate, args.drive - args.gram @ a)
         return THRESHOLDS[self.threshold](moved, args.rate * args.sparsity)
 
+    def iteration(self, args: ReconstructionArgs) -> Callable[[Tensor], Tensor]:
+        """a -> iterate(a, args), with what does not depend on a made once."""
+        affine, shrink, threshold = self._affine(args), THRESHOLDS[self.threshold], args.rate * args.sparsity
+        return lambda a: shrink(affine(a), threshold)
+
     def code(self, state: Tensor, args: ReconstructionArgs) -> Tensor:
         """The code a of a state: here the state itself."""
         return state
@@ -276,6 +293,11 @@ class LCA(_SparseReconstruction):
     def iterate(self, u: Tensor, args: ReconstructionArgs) -> Tensor:
         """u + du/dt = a + eta (b - G a) with a = S(u; eta lam), a step of ISTA."""
         return self.state(self.code(u, args), args)
+
+    def iteration(self, args: ReconstructionArgs) -> Callable[[Tensor], Tensor]:
+        """u -> iterate(u, args), with what does not depend on u made once."""
+        affine, shrink, threshold = self._affine(args), THRESHOLDS[self.threshold], args.rate * args.sparsity
+        return lambda u: affine(shrink(u, threshold))
 
     def code(self, state: Tensor, args: ReconstructionArgs) -> Tensor:
         """The code a = S(u; eta lam) of the membrane potentials u."""

@@ -112,18 +112,19 @@ def _conjugate_gradients(matrix: Tensor, mask: Tensor, target: Tensor) -> tuple[
     """(x, whether every column's residual is small) for M_SS x = target, (batch, ..., m, d) columns at once."""
     tolerance = 1e-12 if target.dtype == torch.float64 else 5e-6
     tiny = torch.finfo(target.dtype).tiny
-    x, residual, direction = torch.zeros_like(target), target, target
-    square = residual.square().sum(-2, keepdim=True)
+    x, residual, direction = torch.zeros_like(target), target.clone(), target.clone()
+    square = target.square().sum(-2, keepdim=True)
     goal = tolerance**2 * square
-    for step in range(3 * target.shape[-2]):
-        product = (matrix @ direction) * mask
+    for step in range(3 * target.shape[-2]):  # in place, as the time goes into passes over memory
+        product = (matrix @ direction).mul_(mask)
         curvature = (direction * product).sum(-2, keepdim=True)
-        length = square / curvature.clamp_min(tiny) * (square > goal)  # columns that are done stand still
-        x, residual = torch.addcmul(x, length, direction), torch.addcmul(residual, -length, product)
-        following = residual.square().sum(-2, keepdim=True)
+        length = square / curvature.clamp_min_(tiny) * (square > goal)  # columns that are done stand still
+        x.addcmul_(length, direction)
+        residual.addcmul_(-length, product)
+        following = torch.mul(residual, residual, out=product).sum(-2, keepdim=True)
         if step % 4 == 3 and bool((following <= goal).all()):
             return x, True
-        direction = torch.addcmul(residual, following / square.clamp_min(tiny), direction)
+        direction.mul_(following / square.clamp_min(tiny)).add_(residual)
         square = following
     return x, False
 

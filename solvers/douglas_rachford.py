@@ -61,16 +61,19 @@ class DouglasRachford(RelaxationSolver):
     def step(
         self, field: Field, t: Tensor, dt: float, y: Tensor, rate: Tensor, memory: Memory, args: Any
     ) -> tuple[Tensor, Memory]:
-        return self.follow(y, y, rate, memory)
+        return self.follow(y, y, rate, memory, overwrite=False)
 
     def follows(self, grid: Grid) -> bool:
         return True
 
-    def follow(self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
+    def follow(
+        self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory, overwrite: bool
+    ) -> tuple[Tensor, Memory]:
         z, u, splitting = memory
-        x = torch.lerp(z, splitting.resolvent(z - u), self.relaxation) + u
+        x = splitting.resolvent(z - u)
+        x = torch.lerp(z, x, self.relaxation) + u
         z_next = splitting.prox(x)
-        return splitting.state(z_next), (z_next, x - z_next, splitting)
+        return splitting.state(z_next), (z_next, torch.sub(x, z_next, out=u if overwrite else None), splitting)
 
 
 class _Splitting(NamedTuple):
@@ -85,6 +88,4 @@ class _Splitting(NamedTuple):
         factorise = hasattr(field, "factorise")
         resolvent = field.factorise(rho, args) if factorise else lambda v: field.resolvent(v, rho, args)
         has_code = hasattr(field, "state")
-        return cls(
-            resolvent, lambda v: field.prox(v, 1 / rho, args), lambda z: field.state(z, args) if has_code else z
-        )
+        return cls(resolvent, lambda v: field.prox(v, 1 / rho, args), lambda z: field.state(z, args) if has_code else z)

@@ -17,7 +17,9 @@ class FixedPoint(RelaxationSolver):
     def follows(self, grid: Grid) -> bool:
         return True
 
-    def follow(self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
+    def follow(
+        self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory, overwrite: bool
+    ) -> tuple[Tensor, Memory]:
         return target, memory
 
     def step(

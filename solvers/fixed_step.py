@@ -118,7 +118,9 @@ class ExplicitRungeKutta(FixedStepSolver):
         euler = self.tableau.b == (1.0,)
         return euler and all(end - start == 1 for start, end in itertools.pairwise(grid.times))
 
-    def follow(self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
+    def follow(
+        self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory, overwrite: bool
+    ) -> tuple[Tensor, Memory]:
         return target, memory
 
     def step(

@@ -28,7 +28,7 @@ class Nesterov(RelaxationSolver):
         if hasattr(field, "require_gradient"):
             field.require_gradient(args)
         weights = torch.tensor(_weights(self.max_steps), dtype=y0.dtype, device=y0.device)
-        return y0, torch.zeros(y0.shape[0], dtype=torch.long, device=y0.device), _Constant(weights)
+        return y0.clone(), torch.zeros(y0.shape[0], dtype=torch.long, device=y0.device), _Constant(weights)
 
     def follows(self, grid: Grid) -> bool:
         return True
@@ -36,16 +36,20 @@ class Nesterov(RelaxationSolver):
     def step(
         self, field: Field, t: Tensor, dt: float, y: Tensor, rate: Tensor, memory: Memory, args: Any
     ) -> tuple[Tensor, Memory]:
-        return self.follow(y, y + rate, rate, memory)
+        return self.follow(y, y + rate, rate, memory, overwrite=False)
 
-    def follow(self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
+    def follow(
+        self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory, overwrite: bool
+    ) -> tuple[Tensor, Memory]:
         previous, count, weights = memory  # count: steps since momentum was last dropped
-        move = target - previous
         rate = target - y if rate is None else rate
-        against = (rate.detach() * move.detach()).reshape(y.shape[0], -1).sum(1) < 0
+        move = torch.sub(target, previous, out=previous if overwrite else None)
+        with torch.no_grad():
+            product = torch.mul(rate, move, out=rate if overwrite else None)
+        against = product.reshape(y.shape[0], -1).sum(1) < 0
         count = count.masked_fill(against, 0)
         weight = weights.values[count].view(-1, *[1] * (y.ndim - 1))
-        return torch.addcmul(target, weight, move), (target, count + 1, weights)
+        return torch.addcmul(target, weight, move, out=move if overwrite else None), (target, count + 1, weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from solvers.checks import rate_of_state
-from solvers.field import Field
+from solvers.field import Field, defines, iterates
 from solvers.saving import SavePlan
 from solvers.solution import Solution, Status
 from solvers.solver import Loop, Problem, Solver
 from solvers.steady_state import SteadyState, max_norm
+from solvers.tree import tensors
 
 Memory = tuple[Any, ...]
 Interpolation = Literal["linear", "hermite"]
@@ -74,10 +75,13 @@ class SteppingSolver(Solver):
         """
         return False
 
-    def follow(self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
+    def follow(
+        self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory, overwrite: bool
+    ) -> tuple[Tensor, Memory]:
         """The step from y, where target = T(y), as `step` returns it.
 
-        `rate` is target - y, where the loop had a use for it; else None.
+        `rate` is target - y, where the loop had a use for it; else None. With `overwrite` the memory of `rate` and of
+        what `memory` holds, earlier targets included, may be used again for the results, as nothing else reads it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say that it follows a grid")
 
@@ -94,9 +98,10 @@ class SteppingSolver(Solver):
 class Progress(NamedTuple):
     """Per-sample bookkeeping of a solve that may stop samples early: what a sample came to is noted when it stops.
 
-    The samples that go on have taken as many steps as each other, so that a step on which none stops costs a check only.
+    Those that go on have all taken as many steps, so that a step on which none stops costs a check only.
 
     Attributes:
+        until: the stopping rule.
         active: which samples go on, (batch,).
         status, num_steps, num_field_evals, residual: of those that have stopped, (batch,).
         latest: the residuals at the last check, (batch,).
@@ -106,6 +111,7 @@ class Progress(NamedTuple):
         some_stopped, done: whether any sample, and whether every sample has stopped.
     """
 
+    until: SteadyState
     active: Tensor
     status: Tensor
     num_steps: Tensor
@@ -119,10 +125,11 @@ class Progress(NamedTuple):
     done: bool = False
 
     @classmethod
-    def begin(cls, y0: Tensor, hold_still: bool) -> "Progress":
+    def begin(cls, y0: Tensor, until: SteadyState, hold_still: bool) -> "Progress":
         batch, device = y0.shape[0], y0.device
         count = torch.zeros(batch, dtype=torch.long, device=device)
         return cls(
+            until=until,
             active=torch.ones(batch, dtype=torch.bool, device=device),
             status=torch.full_like(count, Status.MAX_STEPS_REACHED),
             num_steps=count,
@@ -133,23 +140,23 @@ class Progress(NamedTuple):
             done=batch == 0,
         )
 
-    def check(self, rate: Tensor, y: Tensor, until: SteadyState, evals: int = 1) -> "Progress":
+    def check(self, rate: Tensor, y: Tensor) -> "Progress":
         """Stop the samples whose `rate` at `y` is small enough, or not finite."""
-        norm = max_norm(rate)
-        progress = self._replace(evals=self.evals + evals, latest=norm)
-        if bool((self.active > until.in_motion(norm, y)).any()):
-            return progress._stop(until.reached(norm, y), ~norm.isfinite(), y)
-        return progress
+        norm, size = max_norm(rate), max_norm(y)
+        progress = self._replace(latest=norm)
+        stopping = self.active > self.until.in_motion(norm, size)
+        return progress._stop(stopping, size, y) if bool(stopping.any()) else progress
 
-    def _stop(self, steady: Tensor, nonfinite: Tensor, y: Tensor) -> "Progress":
-        stopping = self.active & (steady | nonfinite)
-        active = self.active & ~stopping
+    def _stop(self, stopping: Tensor, size: Tensor, y: Tensor) -> "Progress":
+        broken = ~(self.latest < math.inf)
+        stopping = stopping & (broken | (size < math.inf))
+        active = self.active > stopping
+        status = torch.where(broken, int(Status.NONFINITE), int(Status.STEADY_STATE))
         if self.kept is not None:  # no gradient is recorded
             self.kept[stopping] = y[stopping]
-        status = torch.where(stopping & steady, int(Status.STEADY_STATE), self.status)
         return self._replace(
             active=active,
-            status=torch.where(stopping & nonfinite, int(Status.NONFINITE), status),
+            status=torch.where(stopping, status, self.status),
             num_steps=torch.where(stopping, self.steps, self.num_steps),
             num_field_evals=torch.where(stopping, self.evals, self.num_field_evals),
             residual=torch.where(stopping, self.latest.to(self.residual.dtype), self.residual),
@@ -161,7 +168,7 @@ class Progress(NamedTuple):
         return self._replace(steps=self.steps + 1, evals=self.evals + evals)
 
     def evaluated(self) -> "Progress":
-        """After one evaluation beside the steps, for interpolation."""
+        """After one evaluation beside those of the steps."""
         return self._replace(evals=self.evals + 1)
 
     def states(self, running: Tensor) -> Tensor:
@@ -214,8 +221,8 @@ class SteppingLoop(Loop):
                 f"{type(self.solver).__name__}.begin must return a tuple, the memory that its steps carry, got "
                 f"{_layout(memory)}; return () for none"
             )
-        hold_still = torch.is_grad_enabled() or self.plan.save_at is not None
-        return Carry(y0, None, memory, Progress.begin(y0, hold_still) if self.problem.until else None, None)
+        until, hold_still = self.problem.until, torch.is_grad_enabled() or self.plan.save_at is not None
+        return Carry(y0, None, memory, Progress.begin(y0, until, hold_still) if until else None, None)
 
     def done(self, carry: Carry) -> bool:
         """Whether every sample has stopped."""
@@ -223,23 +230,27 @@ class SteppingLoop(Loop):
 
     def advance(self, carry: Carry, args: Any, first: int, last: int) -> tuple[Carry, Saved]:
         """Take the steps `first`, ..., `last` - 1; returns the states to be saved on the way as well."""
-        y, rate, memory, progress, residual = carry  # local names: on small problems the loop's own time matters
-        solver, field, grid, iterate = self.solver, self.problem.field, self.grid.times, self._iteration(args)
+        y, _, memory, progress, residual = carry  # local names: on small problems the loop's own time matters
+        rate: Any = carry.rate  # known, or found in each step unless nothing reads it
+        target: Any = None
+        solver, field, grid = self.solver, self.problem.field, self.grid.times
+        iterate, new = self._iteration(y, args)
+        overwrite = new and (progress is None or progress.kept is not None)
         times = () if iterate else torch.tensor(grid[first : last + 1], dtype=y.dtype, device=y.device)
         saved: Saved = {}
         for n in range(first, last):
-            dt, known, target = grid[n + 1] - grid[n], rate is not None, None
+            dt, known = grid[n + 1] - grid[n], rate is not None
             if iterate:
                 target = rate_of_state(iterate(y), y)
                 rate = target - y if progress else None
             elif rate is None:
                 rate = rate_of_state(field(times[n - first], y, args), y)
             if progress:
-                progress = progress.check(rate, y, self.problem.until, evals=0 if known else 1)
+                progress = (progress if known else progress.evaluated()).check(rate, y)
                 if progress.done:
                     break
             if iterate:
-                stepped = solver.follow(y, target, rate, memory)
+                stepped = solver.follow(y, target, rate, memory, overwrite)
             else:
                 stepped = solver.step(field, times[n - first], dt, y, rate, memory, args)
             if n == 0:
@@ -250,7 +261,7 @@ class SteppingLoop(Loop):
                 if progress.some_stopped and progress.kept is None:
                     y_next, memory_next = _stopped_keep(progress.active, (y_next, memory_next), (y, memory))
             if n == self.num_steps - 1 and not self.grid.open_ended:
-                residual = max_norm((y_next - y) / dt)
+                residual = max_norm(y_next.detach() - y.detach()) / abs(dt)
             rate_next = None
             if self.plan.needs_end_rate(n, solver.interpolation):
                 rate_next = field(times[n + 1 - first], y_next, args)
@@ -261,17 +272,19 @@ class SteppingLoop(Loop):
             y, rate, memory = y_next, rate_next, memory_next
         return Carry(y, rate, memory, progress, residual), saved
 
-    def _iteration(self, args: Any) -> Callable[[Tensor], Tensor] | None:
-        """y -> T(y), if the field offers it and the solver has a use for it.
+    def _iteration(self, y: Tensor, args: Any) -> tuple[Callable[[Tensor], Tensor] | None, bool]:
+        """y -> T(y), if the field offers it and the solver has a use for it; and whether each result is a new tensor.
 
-        Preparing it pays for the many steps of a relaxation; in a graph it would only add to what is kept.
+        Preparing it pays for the many steps of a relaxation; in a graph it would only add to what is kept, and
+        transforms of functions do not bear that memory is used again.
         """
         field: Any = self.problem.field
-        if not (hasattr(field, "iterate") and self.solver.follows(self.grid)):
-            return None
-        if hasattr(field, "iteration") and self.grid.open_ended and not torch.is_grad_enabled():
-            return field.iteration(args)
-        return lambda y: field.iterate(y, args)
+        if not (iterates(field) and self.solver.follows(self.grid)):
+            return None, False
+        prepares = defines(type(field), "iteration", "iterate", "__call__", "forward")
+        if prepares and self.grid.open_ended and not _is_recorded([y, *tensors(args)]):
+            return field.iteration(args), True
+        return lambda y: field.iterate(y, args), False
 
     def finish(self, y0: Tensor, carry: Carry, saved: Saved, args: Any) -> Solution:
         """Put the pieces together once all the segments have run."""
@@ -303,9 +316,10 @@ class SteppingLoop(Loop):
         """After the check of the last state, where only a limit to the steps ended the solve."""
         if progress.done or not self.grid.open_ended:
             return progress
-        known, t_end = carry.rate is not None, self._end_of_grid(carry.y)
-        rate = carry.rate if carry.rate is not None else self.problem.field(t_end, carry.y, args)
-        return progress.check(rate, carry.y, self.problem.until, evals=0 if known else 1)
+        rate = carry.rate
+        if rate is None:
+            rate, progress = self.problem.field(self._end_of_grid(carry.y), carry.y, args), progress.evaluated()
+        return progress.check(rate, carry.y)
 
     def _outcome_by_sample(self, progress: Progress, carry: Carry) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a solve that may stop samples early."""
@@ -318,6 +332,13 @@ class SteppingLoop(Loop):
 
     def _end_of_grid(self, y: Tensor) -> Tensor:
         return torch.tensor(self.grid.times[-1], dtype=y.dtype, device=y.device)
+
+
+def _is_recorded(values: list[Tensor]) -> bool:
+    """Whether operations are recorded for derivatives or by a compiler, or transformed by torch.func."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return True
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(value) for value in values)
 
 
 def _check_step(solver: SteppingSolver, stepped: Any, y: Tensor, memory: Memory) -> None:

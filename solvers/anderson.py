@@ -9,7 +9,7 @@ from torch import Tensor
 from solvers.checks import positive_int, positive_number
 from solvers.field import Field
 from solvers.relaxation import RelaxationSolver
-from solvers.stepping import Memory
+from solvers.stepping import Grid, Memory
 
 
 class _History(NamedTuple):
@@ -70,17 +70,26 @@ class Anderson(RelaxationSolver):
     def step(
         self, field: Field, t: Tensor, dt: float, y: Tensor, rate: Tensor, memory: Memory, args: Any
     ) -> tuple[Tensor, Memory]:
+        return self.follow(y, y + rate, rate, memory, overwrite=False)
+
+    def follows(self, grid: Grid) -> bool:
+        return True
+
+    def follow(
+        self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory, overwrite: bool
+    ) -> tuple[Tensor, Memory]:
         last = _History(*memory)
+        rate = target - y if rate is None else rate
         size = torch.linalg.vector_norm(rate.detach().reshape(len(y), -1), dim=1)
         rejected = size > self.growth * last.best
         better = size < last.best
-        best, fallback = torch.where(better, size, last.best), _where(better, y + rate, last.fallback)
+        best, fallback = torch.where(better, size, last.best), _where(better, target, last.fallback)
 
         forget = rejected | last.best.isinf()
         dy = _where(forget, 0.0, _push(last.dy, y - last.y))
         drate = _where(forget, 0.0, _push(last.drate, rate - last.rate))
         gamma = self._weights(drate.detach(), rate.detach())
-        accelerated = y + rate - ((dy + drate).mT @ gamma).view_as(y)
+        accelerated = target - ((dy + drate).mT @ gamma).view_as(y)
         y_next = _where(rejected, fallback, accelerated)
         return y_next, _History(y, rate, dy, drate, best, fallback)
 

@@ -33,8 +33,9 @@ def non_negative_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
-def rate_of_state(rate: Any, y: Tensor) -> None:
-    """Whether what a field returned can be the rate of change of `y`."""
+def rate_of_state(rate: Any, y: Tensor) -> Tensor:
+    """`rate`, what a field returned, if it can be the rate of change of `y`."""
     if not isinstance(rate, Tensor) or rate.shape != y.shape:
         got = f"shape {tuple(rate.shape)}" if isinstance(rate, Tensor) else type(rate).__name__
         raise ValueError(f"the field must return a tensor of y's shape, {tuple(y.shape)}, but got {got}")
+    return rate

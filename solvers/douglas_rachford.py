@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from solvers.checks import positive_number
 from solvers.field import Field
 from solvers.relaxation import RelaxationSolver
 from solvers.solver import Problem, require
-from solvers.stepping import Memory, SteppingLoop
+from solvers.stepping import Grid, Memory, SteppingLoop
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,36 @@ class DouglasRachford(RelaxationSolver):
 
     def begin(self, field: Any, y0: Tensor, args: Any) -> Memory:
         z = field.code(y0, args) if hasattr(field, "code") else y0
-        return z, z.new_zeros(z.shape), self._resolvent(field, args)
+        return z, z.new_zeros(z.shape), _Splitting.of(field, self.rho, args)
 
     def step(
         self, field: Field, t: Tensor, dt: float, y: Tensor, rate: Tensor, memory: Memory, args: Any
     ) -> tuple[Tensor, Memory]:
-        z, u, resolvent = memory
-        x = self.relaxation * resolvent(z - u) + (1 - self.relaxation) * z
-        splitting: Any = field
-        z_next = splitting.prox(x + u, 1 / self.rho, args)
-        y_next = splitting.state(z_next, args) if hasattr(field, "state") else z_next
-        return y_next, (z_next, u + x - z_next, resolvent)
+        return self.follow(y, y, rate, memory, overwrite=False)
 
-    def _resolvent(self, field: Any, args: Any) -> Callable[[Tensor], Tensor]:
-        if hasattr(field, "factorise"):
-            return field.factorise(self.rho, args)
-        return partial(field.resolvent, rho=self.rho, args=args)
+    def follows(self, grid: Grid) -> bool:
+        return True
+
+    def follow(
+        self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory, overwrite: bool
+    ) -> tuple[Tensor, Memory]:
+        z, u, splitting = memory
+        x = splitting.resolvent(z - u)
+        x = torch.lerp(z, x, self.relaxation) + u
+        z_next = splitting.prox(x)
+        return splitting.state(z_next), (z_next, torch.sub(x, z_next, out=u if overwrite else None), splitting)
+
+
+class _Splitting(NamedTuple):
+    """Both parts of a problem as functions of one tensor; and from the code to the state."""
+
+    resolvent: Callable[[Tensor], Tensor]
+    prox: Callable[[Tensor], Tensor]
+    state: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, field: Any, rho: float, args: Any) -> "_Splitting":
+        factorise = hasattr(field, "factorise")
+        resolvent = field.factorise(rho, args) if factorise else lambda v: field.resolvent(v, rho, args)
+        has_code = hasattr(field, "state")
+        return cls(resolvent, lambda v: field.prox(v, 1 / rho, args), lambda z: field.state(z, args) if has_code else z)

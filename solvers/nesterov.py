@@ -1,5 +1,7 @@
 """Accelerated fixed-point iteration with adaptive restart."""
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from solvers.field import Field
 from solvers.relaxation import RelaxationSolver
-from solvers.stepping import Memory
+from solvers.stepping import Grid, Memory
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,44 @@ class Nesterov(RelaxationSolver):
     def begin(self, field: Field, y0: Tensor, args: Any) -> Memory:
         if hasattr(field, "require_gradient"):
             field.require_gradient(args)
-        return y0, y0.new_ones(y0.shape[0])
+        weights = torch.tensor(_weights(self.max_steps), dtype=y0.dtype, device=y0.device)
+        return y0.clone(), torch.zeros(y0.shape[0], dtype=torch.long, device=y0.device), _Constant(weights)
+
+    def follows(self, grid: Grid) -> bool:
+        return True
 
     def step(
         self, field: Field, t: Tensor, dt: float, y: Tensor, rate: Tensor, memory: Memory, args: Any
     ) -> tuple[Tensor, Memory]:
-        previous, momentum = memory
-        current = y + rate
-        move = current - previous
-        against = (rate.detach() * move.detach()).reshape(y.shape[0], -1).sum(1) < 0
-        momentum = torch.where(against, 1.0, momentum)
-        next_momentum = (1 + torch.sqrt(1 + 4 * momentum**2)) / 2
-        weight = torch.where(against, 0.0, (momentum - 1) / next_momentum)
-        extrapolated = current + weight.view(-1, *[1] * (y.ndim - 1)) * move
-        return extrapolated, (current, next_momentum)
+        return self.follow(y, y + rate, rate, memory, overwrite=False)
+
+    def follow(
+        self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory, overwrite: bool
+    ) -> tuple[Tensor, Memory]:
+        previous, count, weights = memory  # count: steps since momentum was last dropped
+        rate = target - y if rate is None else rate
+        move = torch.sub(target, previous, out=previous if overwrite else None)
+        with torch.no_grad():
+            product = torch.mul(rate, move, out=rate if overwrite else None)
+        against = product.reshape(y.shape[0], -1).sum(1) < 0
+        count = count.masked_fill(against, 0)
+        weight = weights.values[count].view(-1, *[1] * (y.ndim - 1))
+        return torch.addcmul(target, weight, move, out=move if overwrite else None), (target, count + 1, weights)
+
+
+@dataclass(frozen=True, eq=False)
+class _Constant:
+    """Keeps a tensor that is not of the batch apart from those that are, in the memory of a solve."""
+
+    values: Tensor
+
+
+@functools.lru_cache(maxsize=32)
+def _weights(steps: int) -> tuple[float, ...]:
+    """Of the momentum in the n-th step after it was dropped: (t_n - 1) / t_(n + 1), where t_0 = 1."""
+    weights, t = [], 1.0
+    for _ in range(steps):
+        following = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        weights.append((t - 1) / following)
+        t = following
+    return tuple(weights)

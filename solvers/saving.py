@@ -76,8 +76,8 @@ class SavePlan:
     def assemble(self, saved: dict[int, Tensor], y0: Tensor, y1: Tensor, grid: list[float]) -> tuple[Tensor, Tensor]:
         """Times (saved,) and states (saved, batch, ...). Times after every sample has stopped hold the last state."""
         if self.save_at is None:
-            times, states = [grid[-1]], [y1]
-        elif self.save_at == "steps":
+            return torch.tensor(grid[-1:], dtype=y1.dtype, device=y1.device), y1[None]
+        if self.save_at == "steps":
             times = grid[: len(saved) + 1]
             states = [y0, *(saved[n + 1] for n in range(len(saved)))]
         else:

@@ -1,7 +1,9 @@
 """The stopping rule |f| <= atol + rtol |y|."""
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from solvers.checks import non_negative_number, positive_int
@@ -9,12 +11,13 @@ from solvers.checks import non_negative_number, positive_int
 
 def max_norm(y: Tensor) -> Tensor:
     """Largest magnitude per sample, (batch,), outside the autograd graph. NaN counts as the largest."""
-    y = y.detach()
+    y = y.detach() if y.requires_grad else y
     if y.ndim == 1:
         return y.abs()
     if y.numel() == 0:
         return y.new_zeros(y.shape[0])
-    return y.flatten(1).abs().amax(1)  # ten times as fast on a CPU as vector_norm with ord=inf
+    y = y.flatten(1)  # two reads and no copy |y|; on a CPU vector_norm with ord=inf takes ten times as long
+    return torch.maximum(y.amax(1), -y.amin(1))
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,7 @@ class SteadyState:
         """Whether a sample is steady, (batch,), given its max-norm residual (batch,) and state (batch, ...)."""
         size = max_norm(y)
         return (residual <= self.atol + self.rtol * size) & size.isfinite()
+
+    def in_motion(self, residual: Tensor, size: Tensor) -> Tensor:
+        """Whether a sample is neither steady nor broken, given its max-norm residual and size, all (batch,)."""
+        return (residual > self.atol + self.rtol * size) & (residual < math.inf)

@@ -7,6 +7,7 @@ state while the others are integrated further, so no sample's answer depends on 
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor
 
 from solvers.checks import rate_of_state
-from solvers.field import Field
+from solvers.field import Field, defines, iterates
 from solvers.saving import SavePlan
 from solvers.solution import Solution, Status
 from solvers.solver import Loop, Problem, Solver
 from solvers.steady_state import SteadyState, max_norm
+from solvers.tree import tensors
 
 Memory = tuple[Any, ...]
 Interpolation = Literal["linear", "hermite"]
@@ -66,6 +68,23 @@ class SteppingSolver(Solver):
         constants, objects that every step returns as they are."""
         return ()
 
+    def follows(self, grid: Grid) -> bool:
+        """Whether steps on `grid` ask no more of the field than T(y) = y + f(t, y), and so can be taken by `follow`.
+
+        Then a field's `iterate` is used, which makes T(y) in one pass, where f(t, y) + y takes two more.
+        """
+        return False
+
+    def follow(
+        self, y: Tensor, target: Tensor, rate: Tensor | None, memory: Memory, overwrite: bool
+    ) -> tuple[Tensor, Memory]:
+        """The step from y, where target = T(y), as `step` returns it.
+
+        `rate` is target - y, where the loop had a use for it; else None. With `overwrite` the memory of `rate` and of
+        what `memory` holds, earlier targets included, may be used again for the results, as nothing else reads it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say that it follows a grid")
+
     def stopping_rule(self, problem: Problem) -> SteadyState | None:
         """When a sample stops before the end of the grid; None: never."""
         return problem.until
@@ -77,48 +96,91 @@ class SteppingSolver(Solver):
 
 
 class Progress(NamedTuple):
-    """Per-sample bookkeeping of a solve that may stop samples early, all (batch,)."""
+    """Per-sample bookkeeping of a solve that may stop samples early: what a sample came to is noted when it stops.
 
+    Those that go on have all taken as many steps, so that a step on which none stops costs a check only.
+
+    Attributes:
+        until: the stopping rule.
+        active: which samples go on, (batch,).
+        status, num_steps, num_field_evals, residual: of those that have stopped, (batch,).
+        latest: the residuals at the last check, (batch,).
+        kept: the last states of those that have stopped, where the loop goes on with all samples and forgets what
+            becomes of these. None where it holds them still, sample by sample, which takes a pass over memory per step.
+        steps, evals: of the active samples.
+        some_stopped, done: whether any sample, and whether every sample has stopped.
+    """
+
+    until: SteadyState
     active: Tensor
     status: Tensor
     num_steps: Tensor
     num_field_evals: Tensor
     residual: Tensor
+    latest: Tensor
+    kept: Tensor | None
+    steps: int = 0
+    evals: int = 0
+    some_stopped: bool = False
+    done: bool = False
 
     @classmethod
-    def begin(cls, y0: Tensor) -> "Progress":
+    def begin(cls, y0: Tensor, until: SteadyState, hold_still: bool) -> "Progress":
         batch, device = y0.shape[0], y0.device
         count = torch.zeros(batch, dtype=torch.long, device=device)
         return cls(
+            until=until,
             active=torch.ones(batch, dtype=torch.bool, device=device),
             status=torch.full_like(count, Status.MAX_STEPS_REACHED),
             num_steps=count,
             num_field_evals=count,
             residual=torch.full((batch,), math.inf, dtype=y0.dtype, device=device),
+            latest=torch.full((batch,), math.inf, dtype=y0.dtype, device=device),
+            kept=None if hold_still else y0.clone(),
+            done=batch == 0,
         )
 
-    def check(self, rate: Tensor, y: Tensor, until: SteadyState, evals: int = 1) -> "Progress":
+    def check(self, rate: Tensor, y: Tensor) -> "Progress":
         """Stop the samples whose `rate` at `y` is small enough, or not finite."""
-        norm = max_norm(rate)
-        steady = self.active & until.reached(norm, y)
-        nonfinite = self.active & ~norm.isfinite()
-        status = torch.where(steady, int(Status.STEADY_STATE), self.status)
-        return Progress(
-            active=self.active & ~steady & ~nonfinite,
-            status=torch.where(nonfinite, int(Status.NONFINITE), status),
-            num_steps=self.num_steps,
-            num_field_evals=self.num_field_evals + evals * self.active,
-            residual=torch.where(self.active, norm.to(self.residual.dtype), self.residual),
+        norm, size = max_norm(rate), max_norm(y)
+        progress = self._replace(latest=norm)
+        stopping = self.active > self.until.in_motion(norm, size)
+        return progress._stop(stopping, size, y) if bool(stopping.any()) else progress
+
+    def _stop(self, stopping: Tensor, size: Tensor, y: Tensor) -> "Progress":
+        broken = ~(self.latest < math.inf)
+        stopping = stopping & (broken | (size < math.inf))
+        active = self.active > stopping
+        status = torch.where(broken, int(Status.NONFINITE), int(Status.STEADY_STATE))
+        if self.kept is not None:  # no gradient is recorded
+            self.kept[stopping] = y[stopping]
+        return self._replace(
+            active=active,
+            status=torch.where(stopping, status, self.status),
+            num_steps=torch.where(stopping, self.steps, self.num_steps),
+            num_field_evals=torch.where(stopping, self.evals, self.num_field_evals),
+            residual=torch.where(stopping, self.latest.to(self.residual.dtype), self.residual),
+            some_stopped=True,
+            done=not bool(active.any()),
         )
 
     def stepped(self, evals: int) -> "Progress":
-        return self._replace(
-            num_steps=self.num_steps + self.active, num_field_evals=self.num_field_evals + evals * self.active
-        )
+        return self._replace(steps=self.steps + 1, evals=self.evals + evals)
 
     def evaluated(self) -> "Progress":
-        """After one evaluation beside the steps, for interpolation."""
-        return self._replace(num_field_evals=self.num_field_evals + self.active)
+        """After one evaluation beside those of the steps."""
+        return self._replace(evals=self.evals + 1)
+
+    def states(self, running: Tensor) -> Tensor:
+        """The last state of every sample, given the running one."""
+        return running if self.kept is None or not self.some_stopped else _where(self.active, running, self.kept)
+
+    def stats(self) -> dict[str, Tensor]:
+        return _stats(
+            torch.where(self.active, self.steps, self.num_steps),
+            torch.where(self.active, self.evals, self.num_field_evals),
+            torch.where(self.active, self.latest.to(self.residual.dtype), self.residual),
+        )
 
 
 class Carry(NamedTuple):
@@ -159,46 +221,70 @@ class SteppingLoop(Loop):
                 f"{type(self.solver).__name__}.begin must return a tuple, the memory that its steps carry, got "
                 f"{_layout(memory)}; return () for none"
             )
-        return Carry(y0, None, memory, Progress.begin(y0) if self.problem.until else None, None)
+        until, hold_still = self.problem.until, torch.is_grad_enabled() or self.plan.save_at is not None
+        return Carry(y0, None, memory, Progress.begin(y0, until, hold_still) if until else None, None)
 
     def done(self, carry: Carry) -> bool:
-        """Whether every sample has stopped (waits for the device to answer)."""
-        return carry.progress is not None and not bool(carry.progress.active.any())
+        """Whether every sample has stopped."""
+        return carry.progress is not None and carry.progress.done
 
     def advance(self, carry: Carry, args: Any, first: int, last: int) -> tuple[Carry, Saved]:
         """Take the steps `first`, ..., `last` - 1; returns the states to be saved on the way as well."""
-        y, rate, memory, progress, residual = carry  # local names: on small problems the loop's own time matters
-        solver, field, until, grid = self.solver, self.problem.field, self.problem.until, self.grid.times
-        times = torch.tensor(grid[first : last + 1], dtype=y.dtype, device=y.device)
+        y, _, memory, progress, residual = carry  # local names: on small problems the loop's own time matters
+        rate: Any = carry.rate  # known, or found in each step unless nothing reads it
+        target: Any = None
+        solver, field, grid = self.solver, self.problem.field, self.grid.times
+        iterate, new = self._iteration(y, args)
+        overwrite = new and (progress is None or progress.kept is not None)
+        times = () if iterate else torch.tensor(grid[first : last + 1], dtype=y.dtype, device=y.device)
         saved: Saved = {}
         for n in range(first, last):
-            t, dt = times[n - first], grid[n + 1] - grid[n]
-            known = rate is not None
-            if rate is None:
-                rate = field(t, y, args)
-                rate_of_state(rate, y)
-            if progress is not None and until is not None:
-                progress = progress.check(rate, y, until, evals=0 if known else 1)
-                if not bool(progress.active.any()):
+            dt, known = grid[n + 1] - grid[n], rate is not None
+            if iterate:
+                target = rate_of_state(iterate(y), y)
+                rate = target - y if progress else None
+            elif rate is None:
+                rate = rate_of_state(field(times[n - first], y, args), y)
+            if progress:
+                progress = (progress if known else progress.evaluated()).check(rate, y)
+                if progress.done:
                     break
-            stepped = solver.step(field, t, dt, y, rate, memory, args)
+            if iterate:
+                stepped = solver.follow(y, target, rate, memory, overwrite)
+            else:
+                stepped = solver.step(field, times[n - first], dt, y, rate, memory, args)
             if n == 0:
                 _check_step(solver, stepped, y, memory)
             y_next, memory_next = stepped
-            if progress is not None:
+            if progress:
                 progress = progress.stepped(solver.evals_per_step - 1)
-                y_next, memory_next = _stopped_keep(progress.active, (y_next, memory_next), (y, memory))
+                if progress.some_stopped and progress.kept is None:
+                    y_next, memory_next = _stopped_keep(progress.active, (y_next, memory_next), (y, memory))
             if n == self.num_steps - 1 and not self.grid.open_ended:
-                residual = max_norm((y_next - y) / dt)
+                residual = max_norm(y_next.detach() - y.detach()) / abs(dt)
             rate_next = None
             if self.plan.needs_end_rate(n, solver.interpolation):
                 rate_next = field(times[n + 1 - first], y_next, args)
-                if progress is not None:
+                if progress:
                     progress = progress.evaluated()
                     rate, rate_next = (_where(progress.active, r, torch.zeros_like(r)) for r in (rate, rate_next))
             self.plan.record(saved, n, dt, y, y_next, rate, rate_next)
             y, rate, memory = y_next, rate_next, memory_next
         return Carry(y, rate, memory, progress, residual), saved
+
+    def _iteration(self, y: Tensor, args: Any) -> tuple[Callable[[Tensor], Tensor] | None, bool]:
+        """y -> T(y), if the field offers it and the solver has a use for it; and whether each result is a new tensor.
+
+        Preparing it pays for the many steps of a relaxation; in a graph it would only add to what is kept, and
+        transforms of functions do not bear that memory is used again.
+        """
+        field: Any = self.problem.field
+        if not (iterates(field) and self.solver.follows(self.grid)):
+            return None, False
+        prepares = defines(type(field), "iteration", "iterate", "__call__", "forward")
+        if prepares and self.grid.open_ended and not _is_recorded([y, *tensors(args)]):
+            return field.iteration(args), True
+        return lambda y: field.iterate(y, args), False
 
     def finish(self, y0: Tensor, carry: Carry, saved: Saved, args: Any) -> Solution:
         """Put the pieces together once all the segments have run."""
@@ -206,7 +292,8 @@ class SteppingLoop(Loop):
         if progress is None:
             status, stats = self._common_outcome(carry, args)
         else:
-            status, stats = self._outcome_by_sample(carry, progress, args)
+            progress = self._last_check(progress, carry, args)
+            y1, (status, stats) = progress.states(y1), self._outcome_by_sample(progress, carry)
         status = torch.where(max_norm(y1).isfinite(), status, int(Status.NONFINITE))
         ts, ys = self.plan.assemble(saved, y0, y1, self.grid.times)
         every_step = progress is None and self.grid.open_ended
@@ -225,22 +312,33 @@ class SteppingLoop(Loop):
         num_steps = torch.full((y1.shape[0],), steps, dtype=torch.long, device=y1.device)
         return torch.full_like(num_steps, int(outcome)), _stats(num_steps, torch.full_like(num_steps, evals), residual)
 
-    def _outcome_by_sample(self, carry: Carry, progress: Progress, args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def _last_check(self, progress: Progress, carry: Carry, args: Any) -> Progress:
+        """After the check of the last state, where only a limit to the steps ended the solve."""
+        if progress.done or not self.grid.open_ended:
+            return progress
+        rate = carry.rate
+        if rate is None:
+            rate, progress = self.problem.field(self._end_of_grid(carry.y), carry.y, args), progress.evaluated()
+        return progress.check(rate, carry.y)
+
+    def _outcome_by_sample(self, progress: Progress, carry: Carry) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a solve that may stop samples early."""
-        until = self.problem.until
-        if self.grid.open_ended and until is not None and not self.done(carry):
-            known, t_end = carry.rate is not None, self._end_of_grid(carry.y)
-            rate = carry.rate if carry.rate is not None else self.problem.field(t_end, carry.y, args)
-            progress = progress.check(rate, carry.y, until, evals=0 if known else 1)
-        status, residual = progress.status, progress.residual
+        status, stats = progress.status, progress.stats()
         if not self.grid.open_ended:  # the end of the interval was reached, steady or not
             status = torch.where(progress.active, int(Status.SUCCESS), status)
             if carry.residual is not None:
-                residual = torch.where(progress.active, carry.residual, residual)
-        return status, _stats(progress.num_steps, progress.num_field_evals, residual)
+                stats["residual"] = torch.where(progress.active, carry.residual, stats["residual"])
+        return status, stats
 
     def _end_of_grid(self, y: Tensor) -> Tensor:
         return torch.tensor(self.grid.times[-1], dtype=y.dtype, device=y.device)
+
+
+def _is_recorded(values: list[Tensor]) -> bool:
+    """Whether operations are recorded for derivatives or by a compiler, or transformed by torch.func."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return True
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(value) for value in values)
 
 
 def _check_step(solver: SteppingSolver, stepped: Any, y: Tensor, memory: Memory) -> None:

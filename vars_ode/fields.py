@@ -68,20 +68,23 @@ def soft_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
         x: any shape.
         threshold: t, broadcasts against `x`.
     """
-    if isinstance(threshold, Tensor):
+    if not isinstance(threshold, Tensor):
+        return x - x.clamp(-threshold, threshold)
+    if torch.is_grad_enabled():
         return _SoftThreshold.apply(x, threshold)
-    return x - x.clamp(-threshold, threshold)
+    return _SoftThreshold.forward(x, threshold)
 
 
 class _SoftThreshold(torch.autograd.Function):
     """The derivatives follow from the sign of the result in few passes over memory; autograd through clamp takes nine.
-    All of them are arithmetic, as clamp by a tensor, comparisons and `where` take several times as long on a CPU."""
+    All is arithmetic, minima and maxima, as clamp by a tensor, comparisons and `where` take several times as long on a
+    CPU."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, threshold: Tensor) -> Tensor:
-        return (x - threshold).clamp_min_(0).add_((x + threshold).clamp_max_(0))
+        return x - torch.maximum(torch.minimum(x, threshold), -threshold)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -163,6 +166,27 @@ class _SparseReconstruction:
                 "'fixed_point' or 'anderson'"
             )
 
+    def _step(self, args: ReconstructionArgs) -> Callable[[Tensor], Tensor]:
+        """a -> a + eta (b - G a) = (I - eta G) a + eta b, for many a."""
+        matrix, drive, rate = _dense(args), args.drive, args.rate
+        if matrix is None:
+            return lambda a: torch.addcmul(a, rate, drive - args.gram @ a)
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        return affine(rate * drive, identity - rate * matrix)
+
+    def _shrink(self, args: ReconstructionArgs) -> Callable[[Tensor], Tensor]:
+        """x -> S(x; eta lam), for many x, which are overwritten."""
+        threshold = args.rate * args.sparsity
+        if self.threshold != "soft":
+            return lambda x: THRESHOLDS[self.threshold](x, threshold)
+        negative = -threshold
+
+        def shrink(x: Tensor) -> Tensor:
+            clamped = torch.minimum(x, threshold)
+            return torch.sub(x, torch.maximum(clamped, negative, out=clamped), out=x)
+
+        return shrink
+
     def prox(self, v: Tensor, step: float, args: ReconstructionArgs) -> Tensor:
         """argmin_a lam |a|_1 + |a - v|^2 / (2 step) = S(v; step lam), (..., m, d)."""
         return soft_threshold(v, step * args.sparsity)
@@ -190,18 +214,36 @@ class _SparseReconstruction:
             return lambda v: gram.resolvent(args.drive + rho * v, rho)
         shifted = gram + rho * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         factor, info = torch.linalg.cholesky_ex(shifted)
-        factor = torch.where(info[..., None, None] > 0, float("nan"), factor)
+        factor = factor + torch.where(info > 0, float("nan"), 0.0)[..., None, None].to(factor.dtype)
         if shifted.requires_grad and torch.is_grad_enabled():
             return lambda v: torch.cholesky_solve(args.drive + rho * v, factor)
         # A product is five times as fast as two triangular solves, and G + rho I is well conditioned: |G| / rho.
         inverse = torch.cholesky_inverse(factor)
-        return lambda v: inverse @ (args.drive + rho * v)
+        return affine(inverse @ args.drive, rho * inverse)
 
 
 def _dense(args: ReconstructionArgs) -> Tensor | None:
     """H as a tensor, where it is one or holds one."""
     gram: Any = args.gram
     return gram if isinstance(gram, Tensor) else getattr(gram, "matrix", None)
+
+
+def _nonzero(code: Tensor) -> Tensor:
+    """1 where an entry is not 0, else 0: a comparison and its conversion take four times as long on a CPU."""
+    return code.sign().abs_().nan_to_num_(nan=1.0)
+
+
+def affine(offset: Tensor, matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    """v -> offset + M v, for many v: where shapes allow it one product, with no further pass over memory.
+
+    Args:
+        offset: (..., m, d).
+        matrix: M, broadcasts against (..., m, m).
+    """
+    if offset.ndim < 3 or matrix.shape[:-2] != offset.shape[:-2]:
+        return lambda v: offset + matrix @ v
+    added, factor, flat = offset.flatten(0, -3), matrix.flatten(0, -3), (-1, *offset.shape[-2:])
+    return lambda v: torch.baddbmm(added, factor, v.reshape(flat)).view(v.shape)
 
 
 def _by_lu(matrix: Tensor, rho: float, drive: Tensor) -> Callable[[Tensor], Tensor]:
@@ -221,8 +263,17 @@ class ProximalFlow(_SparseReconstruction):
 
     def __call__(self, t: Any, a: Tensor, args: ReconstructionArgs) -> Tensor:
         """da/dt, shaped as `a`, (..., m, d)."""
+        return self.iterate(a, args) - a
+
+    def iterate(self, a: Tensor, args: ReconstructionArgs) -> Tensor:
+        """a + da/dt = S(a - eta (G a - b); eta lam), a step of ISTA."""
         moved = torch.addcmul(a, args.rate, args.drive - args.gram @ a)
-        return THRESHOLDS[self.threshold](moved, args.rate * args.sparsity) - a
+        return THRESHOLDS[self.threshold](moved, args.rate * args.sparsity)
+
+    def iteration(self, args: ReconstructionArgs) -> Callable[[Tensor], Tensor]:
+        """a -> iterate(a, args), with what does not depend on a made once."""
+        step, shrink = self._step(args), self._shrink(args)
+        return lambda a: shrink(step(a))
 
     def code(self, state: Tensor, args: ReconstructionArgs) -> Tensor:
         """The code a of a state: here the state itself."""
@@ -246,9 +297,9 @@ class ProximalFlow(_SparseReconstruction):
         matrix = _dense(args)
         if matrix is None or self.threshold != "soft":
             return None
-        support = self(None, a, args) + a != 0
-        u = solve_on_support(matrix.mT, support, grad) / args.rate
-        return grad + u - args.rate * (matrix.mT @ u)
+        support = _nonzero(self.iterate(a, args))
+        u = solve_on_support(matrix.mT, support, grad, isinstance(args.gram, Tensor)) / args.rate
+        return torch.addcmul(grad + u, args.rate, matrix.mT @ u, value=-1)
 
     def feedforward(self, args: ReconstructionArgs) -> Tensor:
         """The initial state, whose code is S(b; lam)."""
@@ -267,8 +318,16 @@ class LCA(_SparseReconstruction):
 
     def __call__(self, t: Any, u: Tensor, args: ReconstructionArgs) -> Tensor:
         """du/dt, shaped as `u`, (..., m, d)."""
-        a = self.code(u, args)
-        return torch.addcmul(a - u, args.rate, args.drive - args.gram @ a)
+        return self.iterate(u, args) - u
+
+    def iterate(self, u: Tensor, args: ReconstructionArgs) -> Tensor:
+        """u + du/dt = a + eta (b - G a) with a = S(u; eta lam), a step of ISTA."""
+        return self.state(self.code(u, args), args)
+
+    def iteration(self, args: ReconstructionArgs) -> Callable[[Tensor], Tensor]:
+        """u -> iterate(u, args), with what does not depend on u made once."""
+        step, threshold = self._step(args), args.rate * args.sparsity
+        return lambda u: step(THRESHOLDS[self.threshold](u, threshold))
 
     def code(self, state: Tensor, args: ReconstructionArgs) -> Tensor:
         """The code a = S(u; eta lam) of the membrane potentials u."""
@@ -283,10 +342,10 @@ class LCA(_SparseReconstruction):
         matrix = _dense(args)
         if matrix is None or self.threshold != "soft":
             return None
-        support = self.code(u, args) != 0
-        outside = torch.where(support, 0.0, grad)
-        inside = grad - args.rate * (matrix.mT @ outside)
-        return outside + solve_on_support(matrix.mT, support, inside) / args.rate
+        support = _nonzero(self.code(u, args))
+        outside = grad * (1 - support)
+        inside = torch.addcmul(grad, args.rate, matrix.mT @ outside, value=-1)
+        return outside + solve_on_support(matrix.mT, support, inside, isinstance(args.gram, Tensor)) / args.rate
 
     def feedforward(self, args: ReconstructionArgs) -> Tensor:
         """The initial potentials, with the code S(b; lam) = S(S(b; (1 - eta) lam); eta lam): thresholds add up.

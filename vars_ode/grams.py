@@ -89,7 +89,7 @@ class MonotoneGram(NamedTuple):
         )
 
 
-def solve_on_support(matrix: Tensor, support: Tensor, target: Tensor, limit: int = 1 << 24) -> Tensor:
+def solve_on_support(matrix: Tensor, support: Tensor, target: Tensor, symmetric: bool, limit: int = 1 << 24) -> Tensor:
     """x with M_SS x_S = target_S for the support S of every channel, zero off it; NaN where M_SS is singular.
 
     Conjugate gradients where M is symmetric, as they share the products of all channels and end within about m steps;
@@ -97,33 +97,39 @@ def solve_on_support(matrix: Tensor, support: Tensor, target: Tensor, limit: int
 
     Args:
         matrix: M, (batch, ..., m, m).
-        support, target: (batch, ..., m, d).
+        support: 1 on S and 0 off it, (batch, ..., m, d).
+        target: (batch, ..., m, d).
+        symmetric: whether M is known to be so; where not, that is looked up.
         limit: entries of the systems of all channels that are held at once; beyond, samples take turns.
     """
-    mask = support.to(target.dtype)  # products are faster than `where` by an order
-    if _is_symmetric(matrix):
-        solution, converged = _conjugate_gradients(matrix, mask, target * mask)
+    if symmetric or _is_symmetric(matrix):
+        solution, converged = _conjugate_gradients(matrix, support, target * support)
         if converged:
             return solution
-    return _by_elimination(matrix, mask, target, limit)
+    return _by_elimination(matrix, support, target, limit)
 
 
 def _conjugate_gradients(matrix: Tensor, mask: Tensor, target: Tensor) -> tuple[Tensor, bool]:
-    """(x, whether every column's residual is small) for M_SS x = target, (batch, ..., m, d) columns at once."""
+    """(x, whether every column's residual is small) for M_SS x = target, (batch, ..., m, d) columns at once.
+
+    In place, as the time goes into passes over memory. The residual is that of x whatever M is, so what counts as
+    converged is a solution.
+    """
     tolerance = 1e-12 if target.dtype == torch.float64 else 5e-6
     tiny = torch.finfo(target.dtype).tiny
-    x, residual, direction = torch.zeros_like(target), target, target
-    square = residual.square().sum(-2, keepdim=True)
+    x, residual, direction = torch.zeros_like(target), target.clone(), target.clone()
+    square = (target * target).sum(-2, keepdim=True)
     goal = tolerance**2 * square
     for step in range(3 * target.shape[-2]):
-        product = (matrix @ direction) * mask
+        product = (matrix @ direction).mul_(mask)
         curvature = (direction * product).sum(-2, keepdim=True)
-        length = square / curvature.clamp_min(tiny) * (square > goal)  # columns that are done stand still
-        x, residual = torch.addcmul(x, length, direction), torch.addcmul(residual, -length, product)
-        following = residual.square().sum(-2, keepdim=True)
-        if step % 4 == 3 and bool((following <= goal).all()):
+        length = (square / curvature.clamp_min_(tiny)).mul_(square > goal)  # columns that are done stand still
+        x.addcmul_(length, direction)
+        residual.addcmul_(length, product, value=-1)
+        following = torch.mul(residual, residual, out=product).sum(-2, keepdim=True)
+        if step % 2 and bool((following <= goal).all()):
             return x, True
-        direction = torch.addcmul(residual, following / square.clamp_min(tiny), direction)
+        direction.mul_(following / square.clamp_min_(tiny)).add_(residual)
         square = following
     return x, False
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from solvers.adjoints.adjoint import Adjoint
 from solvers.adjoints.implicit import refuse_finite_horizons, trajectory_without_gradient, warn_of_motion
 from solvers.checks import positive_int
+from solvers.field import iterates
 from solvers.solution import Solution
 from solvers.solver import Loop
 
@@ -42,11 +43,11 @@ class Truncated(Adjoint):
         if not torch.is_grad_enabled():
             return solution
         warn_of_motion(solution)
-        field = loop.problem.field
+        field: Any = loop.problem.field
         t = torch.tensor(loop.problem.t0, dtype=y0.dtype, device=y0.device)
         y = solution.y1.detach() + 0 * y0  # connected to y0, whose gradient is zero
         for _ in range(self.steps):
-            y = y + field(t, y, args)
+            y = field.iterate(y, args) if iterates(field) else y + field(t, y, args)
         y = solution.y1.detach() + (y - y.detach())  # the answer of the solve, with the gradient of the steps
         ys = y[None] if loop.problem.save_at is None else trajectory_without_gradient(solution.ys, y, "truncated")
         return replace(solution, ys=ys, y1=y)

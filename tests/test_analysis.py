@@ -87,6 +87,7 @@ def test_more_work_less_error() -> None:
         assert all(later < earlier for earlier, later in itertools.pairwise(errors))
         evaluations = [row["evaluations"] for row in rows]
         assert evaluations == sorted(evaluations)
+        # 1.7 times as large for Euler: what 40 steps leave, of which rounding moves the sixth digit.
         assert all(row["output_error"] < 2 * row["error"] for row in rows[-1:])
     assert all(row["milliseconds"] > 0 and row["peak_kib"] > 0 for row in found.to_rows())
 

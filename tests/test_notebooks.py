@@ -1,4 +1,4 @@
-"""The example notebooks: each runs from top to bottom in a new process at a reduced size, and what is committed is clean.
+"""The example notebooks: each runs in a new process at a reduced size, and what is committed is clean.
 
 The process is a child of a server that has torch and timm loaded already, which a kernel of Jupyter's takes longer to
 load than a reduced notebook to run; one notebook goes through the script and a real kernel.

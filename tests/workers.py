@@ -11,8 +11,14 @@ from multiprocessing.context import ForkServerContext
 
 import pytest
 
-LIBRARIES = ("timm", "torchvision", "torchode", "torchdiffeq", "scipy.integrate", "tqdm", "IPython", "matplotlib_inline")
-LIBRARIES += ("matplotlib.figure", "matplotlib.pyplot", "multiprocessing.pool", "concurrent.futures.process")
+LIBRARIES = ("timm", "torchvision", "torchode", "torchdiffeq", "scipy.integrate", "tqdm", "IPython")
+LIBRARIES += (
+    "matplotlib_inline",
+    "matplotlib.figure",
+    "matplotlib.pyplot",
+    "multiprocessing.pool",
+    "concurrent.futures.process",
+)
 
 
 def forkserver() -> ForkServerContext:

@@ -30,6 +30,9 @@ class SolverCase:
         equilibrium: problem (field, leaves -> (y0, args)) for `relaxation` solvers, and for gradients.
         per_sample: False where other samples share step sizes, so that stats and rounding depend on them.
         gradient_tolerance: relative, against finite differences of the solver's own answer.
+
+    Errors take up to 0.55 of `accuracy` and `gradient_tolerance`. They are those of the steps and not of rounding,
+    which moves them in the fifth digit, so that the bounds need no room for other processors.
     """
 
     name: str

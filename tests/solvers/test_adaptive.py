@@ -72,6 +72,7 @@ def test_states_at_times_are_as_good_as_the_end(solver: Any) -> None:
         ys = solvers.solve(Rational(), Y0, 2.0, solvers.get(solver, rtol=tolerance, atol=tolerance), save_at=times).ys
         exact = torch.stack([Rational.exact(float(t), Y0) for t in times])
         error = (ys - exact).abs().amax((1, 2))
+        # Interpolation makes up to 16 of these 20; being no rounding, it is the same to eight digits on any processor.
         assert float(error.max()) < 20 * max(float(error[-1]), tolerance)
 
 

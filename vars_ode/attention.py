@@ -13,7 +13,7 @@ from vars_ode.configured import configured
 from vars_ode.dictionaries import Dictionary, ReadOut, Shape
 from vars_ode.fields import DYNAMICS, ReconstructionArgs
 from vars_ode.grids import Grid
-from vars_ode.layer import ReconstructionLayer, check_tokens, head_width, shared_copy
+from vars_ode.layer import ReconstructionLayer, check_tokens, head_width, shared_copy, warn_of_nonfinite
 from vars_ode.learned import NotLearned, learned_form
 from vars_ode.masks import split_mask
 from vars_ode.rates import RATES, StepBound
@@ -195,7 +195,9 @@ class VARSAttention(ReconstructionLayer):
         output = self.norm(output)
         if self.gate is not None:
             output = output * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(output))
+        output = self.proj(output)
+        warn_of_nonfinite(self, x, output)
+        return self.proj_drop(output)
 
     def single_step_limit(self) -> "VARSAttention":
         """A layer that shares this one's parameters, set to the limit in which VARS is self-attention.

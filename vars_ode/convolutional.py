@@ -16,7 +16,7 @@ from vars_ode.dictionaries import ReadOut
 from vars_ode.fields import DYNAMICS, ReconstructionArgs
 from vars_ode.fourier import to_maps, to_spectrum
 from vars_ode.grids import Grid
-from vars_ode.layer import ReconstructionLayer, check_tokens, refuse_unsupported
+from vars_ode.layer import ReconstructionLayer, check_tokens, refuse_unsupported, warn_of_nonfinite
 
 REVISIONS = ("corrected", "paper")
 INITIALIZATIONS = ("active", "authors")
@@ -249,7 +249,9 @@ class VARSConvAttention(ReconstructionLayer):
             maps = read_out(self.field.code(self._integrate(args, x).y1, args)).view(len(x), -1, *grid)
             maps = to_maps(self._filters(self.output_kernel, grid, maps.dtype) * to_spectrum(maps), grid)
         tokens = self.norm(maps.to(x.dtype)).flatten(2).transpose(1, 2)
-        return self.proj_drop(self.proj(tokens))
+        output = self.proj(tokens)
+        warn_of_nonfinite(self, x, output)
+        return self.proj_drop(output)
 
     def _project(self, x: Tensor) -> tuple[Tensor]:
         check_tokens(x, self.v.in_features)

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeVar
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import solvers
 from solvers import SteadyState
 from solvers.adjoints import Adjoint
+from solvers.tracing import is_traced
 from vars_ode.configured import check_options
 from vars_ode.dictionaries import ReadOut
 from vars_ode.fields import (
@@ -161,7 +163,7 @@ class ReconstructionLayer(nn.Module, ABC):
             save_at=save_at,
             until=self.until,
         )
-        if not torch.compiler.is_compiling() and bool((solution.status == solvers.Status.NONFINITE).any()):
+        if not is_traced(x) and bool((solution.status == solvers.Status.NONFINITE).any()):
             _blame_input(x)
         return solution
 
@@ -341,6 +343,24 @@ def _check_horizon(t1: Any, solver: solvers.Solver, until: SteadyState | None) -
             f"t1=inf asks for the equilibrium, which {solver} does not stop at; use a relaxation solver such as "
             "'nesterov', or until=solvers.SteadyState(...)"
         )
+
+
+def warn_of_nonfinite(layer: nn.Module, x: Tensor, output: Tensor) -> None:
+    """A warning if a layer's output is not finite; a ValueError if that is because its input is not.
+
+    A narrow floating point type overflows behind a solve that went well.
+    """
+    if is_traced(output) or bool(output.detach().sum().isfinite()) or bool(output.isfinite().all()):
+        return
+    _blame_input(x)
+    bad = int((~output.isfinite()).flatten(1).any(1).sum())
+    warnings.warn(
+        f"{type(layer).__name__}: the outputs of {bad} of {len(x)} inputs hold NaN or infinite values, though the inputs "
+        f"do not: they outgrew {output.dtype}, the solve failed, or a parameter is not finite. Scale the input (by a "
+        "normalisation layer before this one), or use a wider type",
+        solvers.SolverWarning,
+        stacklevel=3,
+    )
 
 
 def _blame_input(x: Tensor) -> None:

@@ -27,6 +27,7 @@ from vars_ode.fields import (
     kkt_residual,
     why_no_energy,
 )
+from vars_ode.grids import Grid, TokenLayout, infer_grid
 
 INITIAL_STATES = ("feedforward", "zero")
 SETTINGS = ("solver", "t1", "sparsity", "rate", "initial", "adjoint", "until", "ridge")
@@ -47,6 +48,7 @@ class ReconstructionLayer(nn.Module, ABC):
     takes_grid: ClassVar[bool] = True  # whether `forward` has an argument `grid`
 
     field: ProximalFlow | LCA
+    layout: TokenLayout | None = None  # of the model that the layer belongs to, where that is known
     _solver: solvers.Solver
     _t1: float
     _sparsity: float
@@ -123,6 +125,13 @@ class ReconstructionLayer(nn.Module, ABC):
                 (row,) = torch.autograd.grad(output[..., token, :].sum(), v, retain_graph=True)
                 rows.append(row.mean(-1))
         return torch.stack(rows, -2)
+
+    def token_grid(self, tokens: int) -> tuple[Grid, int]:
+        """(grid, number of tokens before it) of a sequence: as the model has it, or else the largest square."""
+        if self.layout is None:
+            return infer_grid(tokens)
+        self.layout.check(tokens)
+        return self.layout.grid, self.layout.num_prefix_tokens
 
     def initial_state(self, args: ReconstructionArgs) -> Tensor:
         """The initial state of a problem, according to `initial`."""
@@ -345,19 +354,21 @@ def _check_horizon(t1: Any, solver: solvers.Solver, until: SteadyState | None) -
         )
 
 
-def warn_of_nonfinite(layer: nn.Module, x: Tensor, output: Tensor) -> None:
+def warn_of_nonfinite(layer: nn.Module, x: Tensor, output: Tensor, solution: solvers.Solution | None = None) -> None:
     """A warning if a layer's output is not finite; a ValueError if that is because its input is not.
 
-    A narrow floating point type overflows behind a solve that went well.
+    A narrow floating point type overflows behind a solve that went well; a `solution` that did not has warned already.
     """
     if is_traced(output) or bool(output.detach().sum().isfinite()) or bool(output.isfinite().all()):
         return
     _blame_input(x)
+    if solution is not None and bool((solution.status == solvers.Status.NONFINITE).any()):
+        return
     bad = int((~output.isfinite()).flatten(1).any(1).sum())
     warnings.warn(
-        f"{type(layer).__name__}: the outputs of {bad} of {len(x)} inputs hold NaN or infinite values, though the inputs "
-        f"do not: they outgrew {output.dtype}, the solve failed, or a parameter is not finite. Scale the input (by a "
-        "normalisation layer before this one), or use a wider type",
+        f"{type(layer).__name__}: the outputs of {bad} of {len(x)} inputs hold NaN or infinite values, though the "
+        f"inputs do not: they outgrew {output.dtype}, or a parameter is not finite. Scale the input (by a normalisation "
+        "layer before this one), or use a wider type",
         solvers.SolverWarning,
         stacklevel=3,
     )

@@ -22,7 +22,7 @@ def test_an_answer_beyond_float16_is_not_finite_and_says_so() -> None:
 
 def test_an_answer_beyond_float32_of_a_solve_in_float64_is_not_finite() -> None:
     args = torch.ones(1, 1, dtype=torch.float64)
-    with pytest.raises(solvers.SolverError, match="1 x NONFINITE.*type of y0 is too narrow"):
+    with pytest.raises(solvers.SolverError, match=r"1 x NONFINITE.*type of y0 is too narrow"):
         solvers.solve(growth, torch.ones(1, 1), 200.0, solvers.RK4(num_steps=400), args, on_failure="raise")
 
 

@@ -38,3 +38,24 @@ def rate_of_state(rate: Any, y: Tensor) -> None:
     if not isinstance(rate, Tensor) or rate.shape != y.shape:
         got = f"shape {tuple(rate.shape)}" if isinstance(rate, Tensor) else type(rate).__name__
         raise ValueError(f"the field must return a tensor of y's shape, {tuple(y.shape)}, but got {got}")
+    if rate.dtype != y.dtype:
+        raise ValueError(
+            f"the field must return a tensor of y's type, {y.dtype}, but got {rate.dtype}: cast it, or pass the tensors "
+            "that it uses in `args`, whose widest type is that of the solve"
+        )
+
+
+class CheckedField:
+    """A field with the check of every value that it returns; for the first step of a loop."""
+
+    def __init__(self, field: Any) -> None:
+        self.field = field
+
+    def __call__(self, t: Tensor, y: Tensor, args: Any) -> Tensor:
+        rate = self.field(t, y, args)
+        rate_of_state(rate, y)
+        return rate
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the field offers."""
+        return getattr(self.field, name)

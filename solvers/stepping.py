@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.checks import rate_of_state
+from solvers.checks import CheckedField, rate_of_state
 from solvers.field import Field
 from solvers.saving import SavePlan
 from solvers.solution import Solution, Status
@@ -181,7 +181,8 @@ class SteppingLoop(Loop):
                 progress = progress.check(rate, y, until, evals=0 if known else 1)
                 if not bool(progress.active.any()):
                     break
-            stepped = solver.step(field, t, dt, y, rate, memory, args)
+            checked = field if n else CheckedField(field)  # later steps do not pay for it
+            stepped = solver.step(checked, t, dt, y, rate, memory, args)
             if n == 0:
                 _check_step(solver, stepped, y, memory)
             y_next, memory_next = stepped
@@ -251,6 +252,8 @@ def _check_step(solver: SteppingSolver, stepped: Any, y: Tensor, memory: Memory)
     y_next, memory_next = stepped
     if not isinstance(y_next, Tensor) or y_next.shape != y.shape:
         raise ValueError(f"{name}.step must return a next y of y's shape, {tuple(y.shape)}, got {_layout(y_next)}")
+    if y_next.dtype != y.dtype:
+        raise ValueError(f"{name}.step must return a next y of y's type, {y.dtype}, got {y_next.dtype}")
     fits = isinstance(memory_next, tuple) and len(memory_next) == len(memory)
     if not fits or not all(_carries(new, old, len(y)) for new, old in zip(memory_next, memory, strict=True)):
         raise ValueError(

@@ -367,8 +367,8 @@ def warn_of_nonfinite(layer: nn.Module, x: Tensor, output: Tensor, solution: sol
     bad = int((~output.isfinite()).flatten(1).any(1).sum())
     warnings.warn(
         f"{type(layer).__name__}: the outputs of {bad} of {len(x)} inputs hold NaN or infinite values, though the "
-        f"inputs do not: they outgrew {output.dtype}, or a parameter is not finite. Scale the input (by a normalisation "
-        "layer before this one), or use a wider type",
+        f"inputs do not: they outgrew {output.dtype}, or a parameter is not finite. Scale the input, by a normalisation "
+        "layer before this one, or use a wider type",
         solvers.SolverWarning,
         stacklevel=3,
     )

@@ -18,7 +18,7 @@ from solvers.field import Field
 from solvers.solution import Solution, SolverError, SolverWarning, Status
 from solvers.solver import Problem, Solver
 from solvers.steady_state import SteadyState, max_norm
-from solvers.tracing import is_traced
+from solvers.tracing import is_traced, values
 from solvers.tree import cast_floating, tensors
 
 OnFailure = Literal["last", "raise", "nan"]
@@ -164,11 +164,12 @@ def _handle_failure(solution: Solution, on_failure: OnFailure) -> Solution:
         bad = ~solution.success.view(-1, *[1] * (solution.y1.ndim - 1))
         ys, y1 = (torch.where(bad, float("nan"), states) for states in (solution.ys, solution.y1))
         return replace(solution, ys=ys, y1=y1)
-    if is_traced(solution.status) or bool(solution.success.all()):
+    known = replace(solution, status=values(solution.status))
+    if is_traced(known.status) or bool(known.success.all()):
         return solution
     if on_failure == "raise":
-        failed = int((~solution.success).sum())
-        raise SolverError(f"{failed} of {len(solution.status)} samples failed.\n{solution.describe()}")
-    worst = Status(int(solution.status[~solution.success].max()))
+        failed = int((~known.success).sum())
+        raise SolverError(f"{failed} of {known.status.numel()} samples failed.\n{known.describe()}")
+    worst = Status(int(known.status[~known.success].max()))
     warnings.warn(f"{worst.name}: {worst.advice}", SolverWarning, stacklevel=3)
     return solution

@@ -19,6 +19,7 @@ from solvers.saving import SavePlan
 from solvers.solution import Solution, Status
 from solvers.solver import Loop, Problem, Solver
 from solvers.steady_state import SteadyState, max_norm
+from solvers.tracing import values
 
 Memory = tuple[Any, ...]
 Interpolation = Literal["linear", "hermite"]
@@ -163,7 +164,7 @@ class SteppingLoop(Loop):
 
     def done(self, carry: Carry) -> bool:
         """Whether every sample has stopped (waits for the device to answer)."""
-        return carry.progress is not None and not bool(carry.progress.active.any())
+        return carry.progress is not None and not bool(values(carry.progress.active).any())
 
     def advance(self, carry: Carry, args: Any, first: int, last: int) -> tuple[Carry, Saved]:
         """Take the steps `first`, ..., `last` - 1; returns the states to be saved on the way as well."""
@@ -179,7 +180,7 @@ class SteppingLoop(Loop):
                 rate_of_state(rate, y)
             if progress is not None and until is not None:
                 progress = progress.check(rate, y, until, evals=0 if known else 1)
-                if not bool(progress.active.any()):
+                if not bool(values(progress.active).any()):
                     break
             checked = field if n else CheckedField(field)  # later steps do not pay for it
             stepped = solver.step(checked, t, dt, y, rate, memory, args)

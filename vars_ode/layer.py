@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import solvers
 from solvers import SteadyState
 from solvers.adjoints import Adjoint
-from solvers.tracing import is_traced
+from solvers.tracing import is_traced, refuse_transforms, values
 from vars_ode.configured import check_options
 from vars_ode.dictionaries import ReadOut
 from vars_ode.fields import (
@@ -113,6 +113,7 @@ class ReconstructionLayer(nn.Module, ABC):
         each of them by itself. In VARS-S each channel is a head. In the single-step limit of the softmax dictionary it
         is the attention matrix. It takes one backward pass per token through the steps of the solve.
         """
+        refuse_transforms("attention_map", [x], "call it outside; it takes batches")
         with torch.inference_mode(False), torch.enable_grad():
             *others, v = (part.detach() for part in self._project(x.clone()))
             v.requires_grad_()
@@ -172,7 +173,7 @@ class ReconstructionLayer(nn.Module, ABC):
             save_at=save_at,
             until=self.until,
         )
-        if not is_traced(x) and bool((solution.status == solvers.Status.NONFINITE).any()):
+        if not is_traced(x) and bool((values(solution.status) == solvers.Status.NONFINITE).any()):
             _blame_input(x)
         return solution
 
@@ -359,16 +360,17 @@ def warn_of_nonfinite(layer: nn.Module, x: Tensor, output: Tensor, solution: sol
 
     A narrow floating point type overflows behind a solve that went well; a `solution` that did not has warned already.
     """
-    if is_traced(output) or bool(output.detach().sum().isfinite()) or bool(output.isfinite().all()):
+    shown = values(output.detach())
+    if is_traced(shown) or bool(shown.sum().isfinite()) or bool(shown.isfinite().all()):
         return
     _blame_input(x)
-    if solution is not None and bool((solution.status == solvers.Status.NONFINITE).any()):
+    if solution is not None and bool((values(solution.status) == solvers.Status.NONFINITE).any()):
         return
-    bad = int((~output.isfinite()).flatten(1).any(1).sum())
+    bad = int((~shown.isfinite()).flatten(1).any(1).sum())
     warnings.warn(
-        f"{type(layer).__name__}: the outputs of {bad} of {len(x)} inputs hold NaN or infinite values, though the "
-        f"inputs do not: they outgrew {output.dtype}, or a parameter is not finite. Scale the input, by a normalisation "
-        "layer before this one, or use a wider type",
+        f"{type(layer).__name__}: the outputs of {bad} of {len(shown)} inputs hold NaN or infinite values, though the "
+        f"inputs do not: they outgrew {output.dtype}, or a parameter is not finite. Scale the input, by a "
+        "normalisation layer before this one, or use a wider type",
         solvers.SolverWarning,
         stacklevel=3,
     )
@@ -376,6 +378,7 @@ def warn_of_nonfinite(layer: nn.Module, x: Tensor, output: Tensor, solution: sol
 
 def _blame_input(x: Tensor) -> None:
     """A ValueError if the input itself is not finite; a solve that diverges has its own status and warning."""
+    x = values(x)
     if not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).flatten(1).any(1).sum())
         raise ValueError(

@@ -40,8 +40,8 @@ def rate_of_state(rate: Any, y: Tensor) -> None:
         raise ValueError(f"the field must return a tensor of y's shape, {tuple(y.shape)}, but got {got}")
     if rate.dtype != y.dtype:
         raise ValueError(
-            f"the field must return a tensor of y's type, {y.dtype}, but got {rate.dtype}: cast it, or pass what it uses "
-            "in `args`, whose widest type is that of the solve"
+            f"the field must return a tensor of y's type, {y.dtype}, but got {rate.dtype}: cast it, or pass what it "
+            "uses in `args`, whose widest type is that of the solve"
         )
 
 

@@ -40,6 +40,8 @@ def is_transformed(tensors: Iterable[Tensor]) -> bool:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
+    if forward_ad._current_level < 0:  # the usual case: this is asked at every evaluation of some fields
+        return False
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 

@@ -41,3 +41,29 @@ def test_an_input_that_is_not_finite_is_blamed() -> None:
     x[1, 2, 3] = float("inf")
     with pytest.raises(ValueError, match="1 of 3 inputs hold NaN or infinite values"):
         layer(x)
+
+
+@pytest.mark.parametrize("kind", ["boolean", "additive"])
+@pytest.mark.parametrize("dictionary", ["dynamic", "static+dynamic"])
+def test_the_output_of_masked_tokens_is_bounded(dictionary: str, kind: str) -> None:
+    """Without normalised queries their templates may be any power of e larger than those of the others."""
+    layer = VARSAttention(16, 2, dictionary=dictionary, normalize_queries=False)
+    with torch.no_grad():
+        layer.proj.weight.copy_(torch.eye(16))
+        layer.proj.bias.zero_()
+    x = 10 * torch.randn(8, 9, 16)
+    mask = torch.arange(9) < 5
+    mask = mask if kind == "boolean" else torch.where(mask, 0.0, -1e4)
+    args, _ = layer.problem(x, attn_mask=mask[None, None, None])
+    output = layer(x, attn_mask=mask[None, None, None])
+    code = layer.solve(x, attn_mask=mask[None, None, None]).y1
+    bound = code.abs().sum(-2).reshape(8, 1, 16)  # as the entries of the templates are at most 1
+    assert (output.abs() <= 1.01 * bound + 1e-4).all()
+    assert args.drive.isfinite().all()
+
+
+def test_a_moderate_bias_leaves_the_read_out_as_it_is() -> None:
+    layer = VARSAttention(16, 2, normalize_queries=False)
+    x, bias = torch.randn(2, 9, 16), torch.linspace(-3, 0, 9)[None, None, None]
+    read, write = layer.dictionary.templates(layer.queries_keys_values(x)[0], bias)
+    torch.testing.assert_close(write, read * bias.transpose(-2, -1).exp())

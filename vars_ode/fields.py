@@ -70,7 +70,8 @@ def soft_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
         threshold: t, broadcasts against `x`.
     """
     if isinstance(threshold, Tensor):
-        return _SoftThreshold.apply(x, threshold)
+        function = _SoftThresholdBothModes if is_transformed((x, threshold)) else _SoftThreshold
+        return function.apply(x, threshold)
     return x - x.clamp(-threshold, threshold)
 
 
@@ -99,6 +100,10 @@ class _SoftThreshold(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return grad_x, None
         return grad_x, -signed.sum_to_size(threshold.shape)
+
+
+class _SoftThresholdBothModes(_SoftThreshold):
+    """With forward-mode derivatives as well; of its own, since torch.compile takes no function that has them."""
 
     @staticmethod
     def jvp(ctx: Any, tangent_x: Tensor, tangent_threshold: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vars_ode import grids
 from vars_ode.dictionaries.dictionary import Dictionary, Reconstruction, Shape, Templates
 from vars_ode.dictionaries.dynamic import Dynamic, reconstruction
+from vars_ode.dictionaries.random_features import is_masked
 from vars_ode.grids import Grid
 
 
@@ -94,7 +95,9 @@ class StaticDynamicTemplates(Templates):
         write = static * key_bias.transpose(-2, -1).exp()
         norm = torch.linalg.vector_norm(write, dim=-2, keepdim=True)
         norm = torch.where(norm > 0, norm, 1.0)  # every token of the grid masked: columns of zeros
-        return static / norm, write / norm
+        largest = write.abs().amax(-2, keepdim=True)
+        read = torch.where(is_masked(key_bias), static.clamp(-largest, largest), static)
+        return read / norm, write / norm
 
     def _layout(self, tokens: int, grid: Grid | None) -> tuple[int, Grid]:
         """(number of prefix tokens, grid) of a sequence; a ValueError where that is unknown or ambiguous."""

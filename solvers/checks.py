@@ -38,4 +38,23 @@ def rate_of_state(rate: Any, y: Tensor) -> Tensor:
     if not isinstance(rate, Tensor) or rate.shape != y.shape:
         got = f"shape {tuple(rate.shape)}" if isinstance(rate, Tensor) else type(rate).__name__
         raise ValueError(f"the field must return a tensor of y's shape, {tuple(y.shape)}, but got {got}")
+    if rate.dtype != y.dtype:
+        raise ValueError(
+            f"the field must return a tensor of y's type, {y.dtype}, but got {rate.dtype}: cast it, or pass what it "
+            "uses in `args`, whose widest type is that of the solve"
+        )
     return rate
+
+
+class CheckedField:
+    """A field with the check of every value that it returns; for the first step of a loop."""
+
+    def __init__(self, field: Any) -> None:
+        self.field = field
+
+    def __call__(self, t: Tensor, y: Tensor, args: Any) -> Tensor:
+        return rate_of_state(self.field(t, y, args), y)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the field offers."""
+        return getattr(self.field, name)

@@ -17,7 +17,8 @@ from solvers.checks import one_of
 from solvers.field import Field
 from solvers.solution import Solution, SolverError, SolverWarning, Status
 from solvers.solver import Problem, Solver
-from solvers.steady_state import SteadyState
+from solvers.steady_state import SteadyState, max_norm
+from solvers.tracing import is_traced, values
 from solvers.tree import cast_floating, tensors
 
 OnFailure = Literal["last", "raise", "nan"]
@@ -149,9 +150,13 @@ def _solve_dtype(y0: Tensor, args: Any) -> torch.dtype:
 
 
 def _in_dtype(solution: Solution, dtype: torch.dtype) -> Solution:
+    """The solution in the type of `y0`; samples with a state that this type cannot hold are not finite."""
     if solution.y1.dtype == dtype:
         return solution
-    return replace(solution, ys=solution.ys.to(dtype), y1=solution.y1.to(dtype))
+    ys, y1 = solution.ys.to(dtype), solution.y1.to(dtype)
+    finite = max_norm(y1).isfinite() & max_norm(ys.transpose(0, 1)).isfinite()
+    status = torch.where(finite, solution.status, int(Status.NONFINITE))
+    return replace(solution, ys=ys, y1=y1, status=status)
 
 
 def _handle_failure(solution: Solution, on_failure: OnFailure) -> Solution:
@@ -159,23 +164,12 @@ def _handle_failure(solution: Solution, on_failure: OnFailure) -> Solution:
         bad = ~solution.success.view(-1, *[1] * (solution.y1.ndim - 1))
         ys, y1 = (torch.where(bad, float("nan"), states) for states in (solution.ys, solution.y1))
         return replace(solution, ys=ys, y1=y1)
-    if _is_traced(solution.status) or bool(solution.success.all()):
+    known = replace(solution, status=values(solution.status))
+    if is_traced(known.status) or bool(known.success.all()):
         return solution
     if on_failure == "raise":
-        failed = int((~solution.success).sum())
-        raise SolverError(f"{failed} of {len(solution.status)} samples failed.\n{solution.describe()}")
-    worst = Status(int(solution.status[~solution.success].max()))
+        failed = int((~known.success).sum())
+        raise SolverError(f"{failed} of {known.status.numel()} samples failed.\n{known.describe()}")
+    worst = Status(int(known.status[~known.success].max()))
     warnings.warn(f"{worst.name}: {worst.advice}", SolverWarning, stacklevel=3)
     return solution
-
-
-def _is_traced(status: Tensor) -> bool:
-    """Whether values cannot be looked at: under torch.compile, torch.export and torch.func.vmap, nested ones too."""
-    if torch.compiler.is_compiling():
-        return True
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(status):
-        if functorch.is_batchedtensor(status):
-            return True
-        status = functorch.get_unwrapped(status)
-    return False

@@ -13,6 +13,8 @@ from solvers.bookkeeping import Bookkeeping, check_horizon, interior_times, last
 from solvers.checks import one_of, positive_number, rate_of_state
 from solvers.solution import Solution, Status
 from solvers.solver import Loop, Problem
+from solvers.tracing import refuse_transforms
+from solvers.tree import tensors
 
 METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 _WITH_JACOBIAN = ("Radau", "BDF", "LSODA")
@@ -64,6 +66,7 @@ class ScipyLoop(Loop):
 
     def run(self, y0: Tensor, args: Any) -> Solution:
         problem = self.problem
+        refuse_transforms("SciPy", [y0, *tensors(args)], "take a solver written in torch")
         checks = int(torch.is_grad_enabled())
         if checks:
             self._refuse_gradients(y0, args)

@@ -48,7 +48,7 @@ _ADVICE = {
     ),
     Status.NONFINITE: (
         "The state became infinite or NaN: the step is too long for this field (lower dt, or the rate of the field), "
-        "or the field or its inputs hold non-finite values."
+        "the field or its inputs hold non-finite values, or the type of y0 is too narrow for the answer."
     ),
 }
 

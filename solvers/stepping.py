@@ -14,12 +14,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.checks import rate_of_state
+from solvers.checks import CheckedField, rate_of_state
 from solvers.field import Field, defines, iterates
 from solvers.saving import SavePlan
 from solvers.solution import Solution, Status
 from solvers.solver import Loop, Problem, Solver
 from solvers.steady_state import SteadyState, max_norm
+from solvers.tracing import is_transformed, values
 from solvers.tree import tensors
 
 Memory = tuple[Any, ...]
@@ -145,7 +146,7 @@ class Progress(NamedTuple):
         norm, size = max_norm(rate), max_norm(y)
         progress = self._replace(latest=norm)
         stopping = self.active > self.until.in_motion(norm, size)
-        return progress._stop(stopping, size, y) if bool(stopping.any()) else progress
+        return progress._stop(stopping, size, y) if bool(values(stopping).any()) else progress
 
     def _stop(self, stopping: Tensor, size: Tensor, y: Tensor) -> "Progress":
         broken = ~(self.latest < math.inf)
@@ -161,7 +162,7 @@ class Progress(NamedTuple):
             num_field_evals=torch.where(stopping, self.evals, self.num_field_evals),
             residual=torch.where(stopping, self.latest.to(self.residual.dtype), self.residual),
             some_stopped=True,
-            done=not bool(active.any()),
+            done=not bool(values(active).any()),
         )
 
     def stepped(self, evals: int) -> "Progress":
@@ -221,7 +222,8 @@ class SteppingLoop(Loop):
                 f"{type(self.solver).__name__}.begin must return a tuple, the memory that its steps carry, got "
                 f"{_layout(memory)}; return () for none"
             )
-        until, hold_still = self.problem.until, torch.is_grad_enabled() or self.plan.save_at is not None
+        until = self.problem.until
+        hold_still = torch.is_grad_enabled() or self.plan.save_at is not None or is_transformed([y0])
         return Carry(y0, None, memory, Progress.begin(y0, until, hold_still) if until else None, None)
 
     def done(self, carry: Carry) -> bool:
@@ -252,7 +254,8 @@ class SteppingLoop(Loop):
             if iterate:
                 stepped = solver.follow(y, target, rate, memory, overwrite)
             else:
-                stepped = solver.step(field, times[n - first], dt, y, rate, memory, args)
+                checked = field if n else CheckedField(field)  # later steps do not pay for it
+                stepped = solver.step(checked, times[n - first], dt, y, rate, memory, args)
             if n == 0:
                 _check_step(solver, stepped, y, memory)
             y_next, memory_next = stepped
@@ -349,6 +352,8 @@ def _check_step(solver: SteppingSolver, stepped: Any, y: Tensor, memory: Memory)
     y_next, memory_next = stepped
     if not isinstance(y_next, Tensor) or y_next.shape != y.shape:
         raise ValueError(f"{name}.step must return a next y of y's shape, {tuple(y.shape)}, got {_layout(y_next)}")
+    if y_next.dtype != y.dtype:
+        raise ValueError(f"{name}.step must return a next y of y's type, {y.dtype}, got {y_next.dtype}")
     fits = isinstance(memory_next, tuple) and len(memory_next) == len(memory)
     if not fits or not all(_carries(new, old, len(y)) for new, old in zip(memory_next, memory, strict=True)):
         raise ValueError(

@@ -48,7 +48,8 @@ FOREIGN_PRIVATES = {
     "_cdata": "the address of a torch storage, its only identity: two Python objects may stand for one storage",
     "_replace": "public for named tuples: the underscore keeps it apart from their fields",
     "_C": "torch's own functions, for the next line",
-    "_functorch": "whether a value is batched by vmap, which torch does not tell otherwise",
+    "_current_level": "whether forward-mode differentiation is on; to ask each tensor takes three times as long",
+    "_functorch": "whether a value is wrapped by a transform of torch.func, which torch does not tell otherwise",
 }
 
 

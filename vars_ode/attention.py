@@ -13,7 +13,7 @@ from vars_ode.configured import configured
 from vars_ode.dictionaries import Dictionary, ReadOut, Shape
 from vars_ode.fields import DYNAMICS, ReconstructionArgs
 from vars_ode.grids import Grid
-from vars_ode.layer import ReconstructionLayer, check_tokens, head_width, shared_copy
+from vars_ode.layer import ReconstructionLayer, check_tokens, head_width, shared_copy, warn_of_nonfinite
 from vars_ode.learned import NotLearned, learned_form
 from vars_ode.masks import split_mask
 from vars_ode.rates import RATES, StepBound
@@ -182,7 +182,8 @@ class VARSAttention(ReconstructionLayer):
                 that are the same for every query, (..., 1, tokens), work with every dictionary and solver. Masks
                 that differ between queries need dictionary="softmax" in the single-step limit.
             is_causal: query i sees keys up to i, under the same condition.
-            grid: (height, width) of the last tokens, for dictionaries with learned templates; None infers it.
+            grid: (height, width) of the last tokens, for dictionaries with learned templates. None: that of the vision
+                transformer of timm's that the layer is in, or else inferred from their number.
 
         Returns:
             (batch, tokens, dim_out).
@@ -190,12 +191,15 @@ class VARSAttention(ReconstructionLayer):
         q, k, v = self._project(x)
         with torch.autocast(x.device.type, enabled=False):
             args, read_out = self._state_problem(q, k, v, attn_mask=attn_mask, is_causal=is_causal, grid=grid)
-            output = read_out(self.field.code(self._integrate(args, x).y1, args))
+            solution = self._integrate(args, x)
+            output = read_out(self.field.code(solution.y1, args))
         output = output.to(v.dtype).transpose(1, 2).reshape(*x.shape[:2], self.attn_dim)
         output = self.norm(output)
         if self.gate is not None:
             output = output * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(output))
+        output = self.proj(output)
+        warn_of_nonfinite(self, x, output, solution)
+        return self.proj_drop(output)
 
     def single_step_limit(self) -> "VARSAttention":
         """A layer that shares this one's parameters, set to the limit in which VARS is self-attention.
@@ -246,9 +250,21 @@ class VARSAttention(ReconstructionLayer):
         if pair_mask is not None:
             self._check_pair_mask()
         dropout = self.attn_drop.p if self.training else 0.0
-        context = {"grid": grid} if self.dictionary.takes_grid else {}
+        context = {"grid": self._grid(q.shape[-2], grid)} if self.dictionary.takes_grid else {}
         problem = self.dictionary(q, k, v, key_bias, pair_mask, dropout, **context)
         return self.learned(problem, StepBound(self.rate), self.sparsity, self.ridge)
+
+    def _grid(self, tokens: int, grid: Grid | None) -> Grid | None:
+        """The grid of a sequence where it is known: the one given, or else the model's."""
+        if grid is not None or self.layout is None:
+            return grid
+        stated, prefix = getattr(self.dictionary, "num_prefix_tokens", None), self.layout.num_prefix_tokens
+        if stated not in (None, prefix):
+            raise ValueError(
+                f"the dictionary was given num_prefix_tokens={stated}, but the model has {prefix} tokens before its "
+                "grid; leave it out"
+            )
+        return self.token_grid(tokens)[0]
 
     def _check_pair_mask(self) -> None:
         if not self.dictionary.takes_pair_mask:

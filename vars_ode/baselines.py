@@ -13,7 +13,7 @@ from vars_ode import grids
 from vars_ode.configured import configured
 from vars_ode.dictionaries.random_features import gaussian_projection, log_features
 from vars_ode.grids import Grid
-from vars_ode.layer import head_width, refuse_unsupported
+from vars_ode.layer import head_width, refuse_unsupported, warn_of_nonfinite
 from vars_ode.masks import split_mask
 
 
@@ -108,8 +108,9 @@ class PerformerAttention(nn.Module):
                     "mask keys, with a mask of shape (batch, 1, 1, tokens)"
                 )
             output = performer_attention(q, k, values, self.projection.to(dtype), self.normalize_queries, key_bias)
-        output = output.to(v.dtype).transpose(1, 2).flatten(2)
-        return self.proj_drop(self.proj(output))
+        output = self.proj(output.to(v.dtype).transpose(1, 2).flatten(2))
+        warn_of_nonfinite(self, x, output)
+        return self.proj_drop(output)
 
     def extra_repr(self) -> str:
         return (

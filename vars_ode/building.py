@@ -14,7 +14,7 @@ from vars_ode.checkpoints.plain import decode, encode
 from vars_ode.configured import configured
 from vars_ode.dictionaries import StaticDynamic
 from vars_ode.layer import SETTINGS
-from vars_ode.models import attention_layer, named_attention, vars_layers
+from vars_ode.models import attention_layer, named_attention, place_layers, vars_layers
 from vars_ode.models.comparison import differences
 from vars_ode.models.construction import construct, construct_on_meta, takes_attention_by_name, unwrapped
 from vars_ode.models.reading import Attention, is_argument, read_model, settings_of_layers
@@ -93,6 +93,7 @@ class ModelSpec:
         for name, (attention, options) in self.others.items():
             other = replace(self, attention=attention, attention_options=options, layers={}, others={}).build()
             model.set_submodule(name, other.get_submodule(name))
+        place_layers(model)
         self._configure(model)
         return model if self.dtype is None else model.to(getattr(torch, self.dtype))
 

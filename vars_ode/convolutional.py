@@ -16,7 +16,7 @@ from vars_ode.dictionaries import ReadOut
 from vars_ode.fields import DYNAMICS, ReconstructionArgs
 from vars_ode.fourier import to_maps, to_spectrum
 from vars_ode.grids import Grid
-from vars_ode.layer import ReconstructionLayer, check_tokens, refuse_unsupported
+from vars_ode.layer import ReconstructionLayer, check_tokens, refuse_unsupported, warn_of_nonfinite
 
 REVISIONS = ("corrected", "paper")
 INITIALIZATIONS = ("active", "authors")
@@ -235,7 +235,8 @@ class VARSConvAttention(ReconstructionLayer):
 
         Args:
             x: tokens in row-major order, (batch, tokens, dim).
-            grid: their (height, width). None: the layer's own grid, or else a square one.
+            grid: their (height, width). None: that of the vision transformer of timm's that the layer is in, or else
+                the layer's own, or a square one.
             attn_mask, is_causal: arguments that timm's models pass on; masks are refused.
 
         Returns:
@@ -246,10 +247,13 @@ class VARSConvAttention(ReconstructionLayer):
         grid = self._layout(x, grid)
         args, read_out = self.problem(x, grid=grid)
         with torch.autocast(x.device.type, enabled=False):
-            maps = read_out(self.field.code(self._integrate(args, x).y1, args)).view(len(x), -1, *grid)
+            solution = self._integrate(args, x)
+            maps = read_out(self.field.code(solution.y1, args)).view(len(x), -1, *grid)
             maps = to_maps(self._filters(self.output_kernel, grid, maps.dtype) * to_spectrum(maps), grid)
         tokens = self.norm(maps.to(x.dtype)).flatten(2).transpose(1, 2)
-        return self.proj_drop(self.proj(tokens))
+        output = self.proj(tokens)
+        warn_of_nonfinite(self, x, output, solution)
+        return self.proj_drop(output)
 
     def _project(self, x: Tensor) -> tuple[Tensor]:
         check_tokens(x, self.v.in_features)
@@ -289,8 +293,10 @@ class VARSConvAttention(ReconstructionLayer):
         return self._grid(x.shape[1], grid)
 
     def _grid(self, tokens: int, grid: Grid | None) -> Grid:
-        """The grid of a number of tokens: the one given, or the layer's own, or a square."""
+        """The grid of a number of tokens: the one given, or the model's, or the layer's own, or a square."""
         side = math.isqrt(tokens)
+        if grid is None and self.layout is not None and not self.layout.num_prefix_tokens:
+            grid, _ = self.token_grid(tokens)
         if grid is None:
             grid = self.grid if tokens == math.prod(self.grid) else (side, side)
         if math.prod(grid) != tokens:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import solvers
+from solvers.tracing import is_transformed
 from vars_ode.grams import FactoredGram as FactoredGram
 from vars_ode.grams import GramOperator as GramOperator
 from vars_ode.grams import MonotoneGram as MonotoneGram
@@ -70,6 +71,8 @@ def soft_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
     """
     if not isinstance(threshold, Tensor):
         return x - x.clamp(-threshold, threshold)
+    if is_transformed((x, threshold)):
+        return _SoftThresholdBothModes.apply(x, threshold)
     if torch.is_grad_enabled():
         return _SoftThreshold.apply(x, threshold)
     return _SoftThreshold.forward(x, threshold)
@@ -89,6 +92,7 @@ class _SoftThreshold(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output, inputs[1])
+        ctx.save_for_forward(output, inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -100,6 +104,16 @@ class _SoftThreshold(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return grad_x, None
         return grad_x, -signed.sum_to_size(threshold.shape)
+
+
+class _SoftThresholdBothModes(_SoftThreshold):
+    """With forward-mode derivatives as well; of its own, since torch.compile takes no function that has them."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent_x: Tensor, tangent_threshold: Tensor) -> Tensor:
+        result, threshold = ctx.saved_tensors
+        sign = result.sign()
+        return torch.where(threshold == 0, tangent_x, tangent_x * sign * sign) - tangent_threshold * sign
 
 
 def gelu_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
@@ -215,7 +229,8 @@ class _SparseReconstruction:
         shifted = gram + rho * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         factor, info = torch.linalg.cholesky_ex(shifted)
         factor = factor + torch.where(info > 0, float("nan"), 0.0)[..., None, None].to(factor.dtype)
-        if shifted.requires_grad and torch.is_grad_enabled():
+        # Forward mode too, in which torch's derivative of cholesky_inverse is wrong.
+        if (shifted.requires_grad and torch.is_grad_enabled()) or is_transformed([shifted]):
             return lambda v: torch.cholesky_solve(args.drive + rho * v, factor)
         # A product is five times as fast as two triangular solves, and G + rho I is well conditioned: |G| / rho.
         inverse = torch.cholesky_inverse(factor)

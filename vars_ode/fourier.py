@@ -168,7 +168,7 @@ def _resample_axis(full: Tensor, size: int, axis: int) -> Tensor:
 @torch.no_grad()
 def hermitian_norm(spectrum: Tensor) -> Tensor:
     """|k k^H|_2 over the frequencies: max_f sum_r |k_r(f)|^2, for spectra (channels, r, H, W // 2 + 1): (channels,)."""
-    return _squares(spectrum).sum(1).amax((-2, -1))
+    return _squares(spectrum.detach()).sum(1).amax((-2, -1))
 
 
 @torch.no_grad()
@@ -177,7 +177,7 @@ def real_part_norm(spectrum: Tensor) -> Tensor:
 
     Re(k k^H) = p p^T + q q^T for k = p + i q has rank two, so its norm is that of a 2 x 2 matrix.
     """
-    p, q = spectrum.real, spectrum.imag
+    p, q = spectrum.detach().real, spectrum.detach().imag
     pp, qq, pq = (product.sum(1) for product in (p * p, q * q, p * q))
     return ((pp + qq) / 2 + (((pp - qq) / 2).square() + pq.square()).sqrt()).amax((-2, -1))
 

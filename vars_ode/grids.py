@@ -1,12 +1,36 @@
 """Grids of tokens: checks, inference from a number of tokens, and resampling of maps."""
 
 import math
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 Grid = tuple[int, int]
 MAX_PREFIX_TOKENS = 8  # class, distillation and register tokens of the models in use
+
+
+@dataclass
+class TokenLayout:
+    """Where the tokens of a model lie. The model keeps it up to date, and its layers read it.
+
+    Attributes:
+        grid: (height, width) of the last tokens.
+        num_prefix_tokens: how many come before them.
+    """
+
+    grid: Grid
+    num_prefix_tokens: int
+
+    def check(self, tokens: int) -> None:
+        """A ValueError unless a sequence has as many tokens."""
+        expected = math.prod(self.grid) + self.num_prefix_tokens
+        if tokens != expected:
+            raise ValueError(
+                f"the model that this layer belongs to has {self.num_prefix_tokens} tokens before a grid of "
+                f"{tuple(self.grid)}, {expected} in all, but {tokens} came: give the layer grid=(height, width) for "
+                "tokens of another image, and leave patch dropout out, after which positions are unknown"
+            )
 
 
 def check_grid(grid: object) -> Grid:

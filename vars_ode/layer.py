@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeVar
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import solvers
 from solvers import SteadyState
 from solvers.adjoints import Adjoint
+from solvers.tracing import is_traced, refuse_transforms, values
 from vars_ode.configured import check_options
 from vars_ode.dictionaries import ReadOut
 from vars_ode.fields import (
@@ -25,6 +27,7 @@ from vars_ode.fields import (
     kkt_residual,
     why_no_energy,
 )
+from vars_ode.grids import Grid, TokenLayout, infer_grid
 
 INITIAL_STATES = ("feedforward", "zero")
 SETTINGS = ("solver", "t1", "sparsity", "rate", "initial", "adjoint", "until", "ridge")
@@ -45,6 +48,7 @@ class ReconstructionLayer(nn.Module, ABC):
     takes_grid: ClassVar[bool] = True  # whether `forward` has an argument `grid`
 
     field: ProximalFlow | LCA
+    layout: TokenLayout | None = None  # of the model that the layer belongs to, where that is known
     _solver: solvers.Solver
     _t1: float
     _sparsity: float
@@ -109,6 +113,7 @@ class ReconstructionLayer(nn.Module, ABC):
         each of them by itself. In VARS-S each channel is a head. In the single-step limit of the softmax dictionary it
         is the attention matrix. It takes one backward pass per token through the steps of the solve.
         """
+        refuse_transforms("attention_map", [x], "call it outside; it takes batches")
         with torch.inference_mode(False), torch.enable_grad():
             *others, v = (part.detach() for part in self._project(x.clone()))
             v.requires_grad_()
@@ -121,6 +126,13 @@ class ReconstructionLayer(nn.Module, ABC):
                 (row,) = torch.autograd.grad(output[..., token, :].sum(), v, retain_graph=True)
                 rows.append(row.mean(-1))
         return torch.stack(rows, -2)
+
+    def token_grid(self, tokens: int) -> tuple[Grid, int]:
+        """(grid, number of tokens before it) of a sequence: as the model has it, or else the largest square."""
+        if self.layout is None:
+            return infer_grid(tokens)
+        self.layout.check(tokens)
+        return self.layout.grid, self.layout.num_prefix_tokens
 
     def initial_state(self, args: ReconstructionArgs) -> Tensor:
         """The initial state of a problem, according to `initial`."""
@@ -161,7 +173,7 @@ class ReconstructionLayer(nn.Module, ABC):
             save_at=save_at,
             until=self.until,
         )
-        if not torch.compiler.is_compiling() and bool((solution.status == solvers.Status.NONFINITE).any()):
+        if not is_traced(x) and bool((values(solution.status) == solvers.Status.NONFINITE).any()):
             _blame_input(x)
         return solution
 
@@ -343,8 +355,30 @@ def _check_horizon(t1: Any, solver: solvers.Solver, until: SteadyState | None) -
         )
 
 
+def warn_of_nonfinite(layer: nn.Module, x: Tensor, output: Tensor, solution: solvers.Solution | None = None) -> None:
+    """A warning if a layer's output is not finite; a ValueError if that is because its input is not.
+
+    A narrow floating point type overflows behind a solve that went well; a `solution` that did not has warned already.
+    """
+    shown = values(output.detach())
+    if is_traced(shown) or bool(shown.sum().isfinite()) or bool(shown.isfinite().all()):
+        return
+    _blame_input(x)
+    if solution is not None and bool((values(solution.status) == solvers.Status.NONFINITE).any()):
+        return
+    bad = int((~shown.isfinite()).flatten(1).any(1).sum())
+    warnings.warn(
+        f"{type(layer).__name__}: the outputs of {bad} of {len(shown)} inputs hold NaN or infinite values, though the "
+        f"inputs do not: they outgrew {output.dtype}, or a parameter is not finite. Scale the input, by a "
+        "normalisation layer before this one, or use a wider type",
+        solvers.SolverWarning,
+        stacklevel=3,
+    )
+
+
 def _blame_input(x: Tensor) -> None:
     """A ValueError if the input itself is not finite; a solve that diverges has its own status and warning."""
+    x = values(x)
     if not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).flatten(1).any(1).sum())
         raise ValueError(

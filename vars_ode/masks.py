@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from solvers.tracing import values
+
 
 def split_mask(attn_mask: Tensor | None, is_causal: bool, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """A mask as (key_bias, pair_mask), of which at least one is None.
@@ -54,4 +56,4 @@ def _same_for_every_query(mask: Tensor) -> bool:
         return True
     if torch.compiler.is_compiling():  # values cannot be looked at
         return False
-    return bool((mask == mask[..., :1, :]).all())
+    return bool(values(mask == mask[..., :1, :]).all())

@@ -1,6 +1,7 @@
 """Step bounds: rates eta <= 1 / |G|_2, under which ISTA descends.
 
-A rate is computed from the Gram without gradient, as it is part of the method and not of the problem.
+A rate is computed from the Gram without gradient, as it is part of the method and not of the problem; `detach` says so
+to forward-mode differentiation too.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import Tensor
 @torch.no_grad()
 def gershgorin_rate(gram: Tensor) -> Tensor:
     """1 / (1 + max_i sum_j |G_ij|), (..., 1, 1): the bound of the authors' code. Safe, and often twice too small."""
-    return 1 / (gram.abs().sum(-1).amax(-1) + 1)[..., None, None]
+    return 1 / (gram.detach().abs().sum(-1).amax(-1) + 1)[..., None, None]
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def power_rate(gram: Tensor, iterations: int = 3) -> Tensor:
     features it converges to |G|_2 itself. Three iterations come within 2 per cent; `vars-ode bench rates`
     prints that and their cost.
     """
-    magnitude = gram.abs()
+    magnitude = gram.detach().abs()
     smallest = torch.finfo(gram.dtype).eps  # a Gram of zeros bears any rate: keep to a finite one
     w = magnitude.sum(-1, keepdim=True)  # |G| v for v = 1
     bound = w.amax((-2, -1), keepdim=True)

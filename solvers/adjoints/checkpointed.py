@@ -12,6 +12,8 @@ from solvers.checks import positive_int
 from solvers.solution import Solution
 from solvers.solver import Loop
 from solvers.stepping import Carry, Saved, SteppingLoop
+from solvers.tracing import refuse_transforms
+from solvers.tree import tensors
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Checkpointed(Adjoint):
                 "the adjoint 'checkpointed' recomputes steps that are common to the batch, so it works with fixed-step "
                 "and relaxation solvers; with an adaptive solver use 'direct' or 'continuous'"
             )
+        refuse_transforms("the adjoint 'checkpointed'", [y0, *tensors(args)], "use adjoint='direct'")
         steps = loop.num_steps
         length = math.ceil(steps / min(steps, self.num_segments or math.isqrt(steps))) if steps else 1
         carry, saved = loop.start(y0, args), {}

@@ -13,6 +13,7 @@ from solvers.checks import non_negative_number, one_of, positive_int, rate_of_st
 from solvers.field import Field
 from solvers.solution import Solution, SolverError, SolverWarning
 from solvers.solver import Loop, Problem
+from solvers.tracing import refuse_transforms
 from solvers.tree import map_tensors, replace_tensors, tensors
 
 METHODS = ("bosh3", "dopri5", "dopri8", "adaptive_heun")
@@ -60,6 +61,7 @@ class Continuous(Adjoint):
 
     def solve(self, loop: Loop, y0: Tensor, args: Any) -> Solution:
         _refuse_limits(loop)
+        refuse_transforms("the adjoint 'continuous'", [y0, *tensors(args)], "use adjoint='direct'")
         field = loop.problem.field
         leaves = [y0, *tensors(args), *_parameters(field)]
         if not (torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)):

@@ -13,7 +13,8 @@ from solvers.checks import positive_int, positive_number
 from solvers.krylov import gmres
 from solvers.solution import Solution, SolverWarning, Status
 from solvers.solver import Loop
-from solvers.tree import map_tensors
+from solvers.tracing import refuse_transforms, values
+from solvers.tree import map_tensors, tensors
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Implicit(Adjoint):
 
     def solve(self, loop: Loop, y0: Tensor, args: Any) -> Solution:
         refuse_finite_horizons(loop, "implicit")
+        refuse_transforms("the adjoint 'implicit'", [y0, *tensors(args)], "use adjoint='direct'")
         with torch.no_grad():
             solution = loop.run(y0, args)
         if not torch.is_grad_enabled():
@@ -169,7 +171,7 @@ def refuse_finite_horizons(loop: Loop, name: str) -> None:
 
 def warn_of_motion(solution: Solution) -> None:
     """Warn of samples that are not at the equilibrium whose gradient they get."""
-    moving = int((solution.status == int(Status.SUCCESS)).sum())
+    moving = int((values(solution.status) == int(Status.SUCCESS)).sum())
     if moving:
         warnings.warn(
             f"{moving} of {len(solution.status)} samples reached t1 before a steady state; the implicit gradient is "

@@ -23,6 +23,8 @@ from solvers.checks import rate_of_state
 from solvers.solution import Solution
 from solvers.solver import Loop, Problem
 from solvers.steady_state import max_norm
+from solvers.tracing import refuse_transforms
+from solvers.tree import tensors
 
 METHODS = {"bosh3": 3, "dopri5": 5, "dopri8": 8}  # and their orders
 
@@ -38,6 +40,7 @@ class TorchdiffeqLoop(Loop):
     max_steps: int
 
     def run(self, y0: Tensor, args: Any) -> Solution:
+        refuse_transforms("the back end torchdiffeq", [y0, *tensors(args)], "take 'tsit5', 'dopri5' or fixed steps")
         return trivial_solution(self.problem, y0, per_sample=False) or self._integrate(y0, args)
 
     def _integrate(self, y0: Tensor, args: Any) -> Solution:

@@ -17,6 +17,8 @@ from solvers.bookkeeping import Bookkeeping, interior_times, last_time, smallest
 from solvers.checks import rate_of_state
 from solvers.solution import Solution
 from solvers.solver import Loop, Problem
+from solvers.tracing import refuse_vmap
+from solvers.tree import tensors
 
 METHODS = ("dopri5", "tsit5")
 _SHRINK = 0.2  # factor for the step after a nonfinite trial: the smallest that torchode's controller takes by itself
@@ -33,6 +35,7 @@ class TorchodeLoop(Loop):
     max_steps: int
 
     def run(self, y0: Tensor, args: Any) -> Solution:
+        refuse_vmap("error control", [y0, *tensors(args)])
         return trivial_solution(self.problem, y0, per_sample=True) or self._integrate(y0, args)
 
     def _integrate(self, y0: Tensor, args: Any) -> Solution:
@@ -90,6 +93,7 @@ class _Run:
         state = y.view(self.shape)
         rate = self.problem.field(times, state, args)
         rate_of_state(rate, state)
+        refuse_vmap("error control", [rate])
         rate = rate.reshape(y.shape)
         self.calls += 1
         self.last_rate = rate.detach()
@@ -183,7 +187,8 @@ class _Controller:
         accept, dt_next, state, _ = self._controller.adapt_step_size(t0, dt, y0, result, state, stats)
         nonfinite = self._run.nonfinite
         assert nonfinite is not None
-        return accept & ~nonfinite, torch.where(nonfinite | ~dt_next.isfinite(), _SHRINK * dt, dt_next), state
+        dt_next = torch.where(nonfinite | ~dt_next.isfinite(), _SHRINK * dt, dt_next)
+        return accept & ~nonfinite, dt_next.detach(), state  # forward mode does not heed no_grad
 
     def adapt_step_size(
         self, t0: Tensor, dt: Tensor, y0: Tensor, step_result: Any, state: Any, stats: Any

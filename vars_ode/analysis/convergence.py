@@ -21,7 +21,6 @@ from vars_ode.analysis.single_step import single_step_gap
 from vars_ode.analysis.subjects import Subject
 from vars_ode.analysis.trace import trace
 from vars_ode.analysis.work_precision import Point, Reference, WorkPrecision, work_precision
-from vars_ode.grids import infer_grid
 from vars_ode.layer import ReconstructionLayer
 from vars_ode.models import layer_inputs
 
@@ -179,7 +178,7 @@ def _basin(problem: InitialValueProblem, single: InitialValueProblem) -> Measure
 
 
 def _maps(layer: ReconstructionLayer, tokens: Tensor, subject: Subject) -> Measurement:
-    grid, _ = infer_grid(tokens.shape[1])
+    grid, _ = layer.token_grid(tokens.shape[1])
     return attention_maps(layer, tokens, foreground=image_foreground(subject.pictures, grid), grid=grid)
 
 

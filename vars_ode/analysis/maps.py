@@ -17,7 +17,7 @@ import solvers
 from vars_ode.analysis.foreground import boundary_foreground
 from vars_ode.analysis.measurement import Measurement, number
 from vars_ode.analysis.problems import check_layer, with_its_step
-from vars_ode.grids import Grid, check_tokens, infer_grid
+from vars_ode.grids import Grid, check_tokens
 from vars_ode.layer import ReconstructionLayer
 from vars_ode.measuring import evaluation_mode
 from vars_ode.models import with_solver
@@ -134,13 +134,14 @@ def attention_maps(
         times: horizons; 0 gives the map of the initial state.
         foreground: which grid tokens show the object, (batch, grid tokens) boolean; `boundary_foreground` of the
             layer's input by default.
-        grid: (height, width), whose tokens come last; the largest square by default.
+        grid: (height, width), whose tokens come last; by default the model's where the layer is in a vision transformer
+            of timm's, or else the largest square.
         solver: the layer's own by default, with the step length that it has over the layer's own horizon; Euler with
             dt = 1 if that is a relaxation method, which has no time.
     """
     check_layer(layer)
     times = _check_times(times)
-    size, prefix = (grid, x.shape[1] - math.prod(grid)) if grid is not None else infer_grid(x.shape[1])
+    size, prefix = (grid, x.shape[1] - math.prod(grid)) if grid is not None else layer.token_grid(x.shape[1])
     check_tokens(size, x.shape[1] - prefix)
     if foreground is None:
         foreground = boundary_foreground(x[:, prefix:], size)

@@ -34,12 +34,18 @@ def log_features(q: Tensor, projection: Tensor, normalize: bool) -> Tensor:
     return q @ projection.to(q.dtype) - 0.5 * q.square().sum(-1, keepdim=True)
 
 
+def is_masked(key_bias: Tensor) -> Tensor:
+    """Which tokens take no part to rounding, (batch or 1, heads or 1, tokens, 1), by their bias (..., 1, tokens)."""
+    return key_bias.transpose(-2, -1) <= math.log(torch.finfo(key_bias.dtype).eps)
+
+
 def unit_columns(log_templates: Tensor, key_bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """(read, write) templates exp(log_templates) with columns of unit l2 norm over the tokens, by the log domain.
 
     Write templates, which give drive and Gram, have rows scaled by exp(key_bias), so that masked tokens are zero. Read
-    templates, which give the output, have the unscaled rows over the same norm. Both are equal without a bias. A factor
-    common to a column cancels, so the largest exponent is subtracted first.
+    templates, which give the output, have the unscaled rows over the same norm; no entry of a masked token is larger
+    than the largest of the others. Both are equal without a bias. A factor common to a column cancels, so the largest
+    exponent is subtracted first.
     """
     if key_bias is None:
         templates = (log_templates - log_templates.detach().amax(-2, keepdim=True)).exp()
@@ -49,8 +55,8 @@ def unit_columns(log_templates: Tensor, key_bias: Tensor | None) -> tuple[Tensor
     peak = biased.detach().amax(-2, keepdim=True)
     peak = torch.where(peak.isinf(), 0.0, peak)  # every token masked: columns of zeros
     write = (biased - peak).exp()
-    ceiling = 0.5 * math.log(torch.finfo(peak.dtype).max)  # reached by masked tokens only, to keep their output finite
-    read = (log_templates - peak).clamp_max(ceiling).exp()
+    above = log_templates - peak
+    read = torch.where(is_masked(key_bias), above.clamp_max(0), above).exp()
     norm = torch.linalg.vector_norm(write, dim=-2, keepdim=True)
     norm = torch.where(norm > 0, norm, 1.0)
     return read / norm, write / norm

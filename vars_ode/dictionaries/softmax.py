@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from solvers.tracing import is_transformed
 from vars_ode.dictionaries.dictionary import Dictionary, ReadOut, Reconstruction, Shape, Templates
 
 
@@ -33,7 +34,7 @@ class Softmax(Dictionary):
 
 @dataclass(frozen=True)
 class SoftmaxReadOut(ReadOut):
-    """softmax(Q K^T / sqrt(d) + mask) a, by torch's fused attention."""
+    """softmax(Q K^T / sqrt(d) + mask) a, by torch's fused attention where its derivatives are enough."""
 
     q: Tensor
     k: Tensor
@@ -41,7 +42,47 @@ class SoftmaxReadOut(ReadOut):
     dropout: float
 
     def __call__(self, code: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(self.q, self.k, code, attn_mask=self.mask, dropout_p=self.dropout)
+        inputs = (self.q, self.k, code)
+        if not self.dropout and is_transformed(inputs):  # the fused kernels have no forward mode
+            return attention_weights(self.q, self.k, self.mask) @ code
+        output = F.scaled_dot_product_attention(*inputs, attn_mask=self.mask, dropout_p=self.dropout)
+        recorded = torch.is_grad_enabled() and output.requires_grad and not torch.compiler.is_compiling()
+        return _TwiceDifferentiable.apply(output, *inputs, self.mask) if recorded and not self.dropout else output
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(Q K^T / sqrt(d) + mask), (batch, heads, tokens, tokens); rows without any key are zero."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is None:
+        return logits.softmax(-1)
+    logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+    empty = logits.isneginf().all(-1, keepdim=True)
+    return torch.where(empty, 0.0, torch.where(empty, 0.0, logits).softmax(-1))
+
+
+class _TwiceDifferentiable(torch.autograd.Function):
+    """Passes the output of fused attention on, whose gradient has no derivative itself.
+
+    Where a graph of the gradient is asked for (create_graph=True), the gradient is built of plain operations instead.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return grad, None, None, None, None
+        q, k, v, mask = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        weights = attention_weights(q, k, mask)
+        grad_weights = grad @ v.transpose(-2, -1)
+        grad_logits = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
+        of_mask = grad_logits.sum_to_size(mask.shape) if ctx.needs_input_grad[4] else None
+        grad_q, grad_k = scale * (grad_logits @ k), scale * (grad_logits.transpose(-2, -1) @ q)
+        return None, grad_q, grad_k, weights.transpose(-2, -1) @ grad, of_mask
 
 
 class SoftmaxTemplates(Templates):

@@ -1,6 +1,7 @@
 """VARS-SD: learned templates over the token grid, in addition to those of VARS-D."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from vars_ode import grids
 from vars_ode.dictionaries.dictionary import Dictionary, Reconstruction, Shape, Templates
 from vars_ode.dictionaries.dynamic import Dynamic, reconstruction
+from vars_ode.dictionaries.random_features import is_masked
 from vars_ode.grids import Grid
 
 
@@ -20,8 +22,10 @@ class StaticDynamic(Dictionary):
 
     Args:
         grid: (height, width) of the token grid that templates are learned on. They are resampled to others (bicubic).
-        num_prefix_tokens: tokens before the grid (class, registers), where static templates are zero. With None it is
-            inferred: the count behind which the tokens fill `grid`, or else the smallest before a square grid.
+        num_prefix_tokens: tokens before the grid (class, registers), where static templates are zero. None: as the
+            vision transformer of timm's that the layer is in has them, or else inferred: the count behind which the
+            tokens fill `grid`, or else the smallest before a square grid; an error where `grid` would leave some of a
+            square number of tokens.
         orthogonal: as in `Dynamic`.
     """
 
@@ -91,24 +95,50 @@ class StaticDynamicTemplates(Templates):
         write = static * key_bias.transpose(-2, -1).exp()
         norm = torch.linalg.vector_norm(write, dim=-2, keepdim=True)
         norm = torch.where(norm > 0, norm, 1.0)  # every token of the grid masked: columns of zeros
-        return static / norm, write / norm
+        largest = write.abs().amax(-2, keepdim=True)
+        read = torch.where(is_masked(key_bias), static.clamp(-largest, largest), static)
+        return read / norm, write / norm
 
     def _layout(self, tokens: int, grid: Grid | None) -> tuple[int, Grid]:
-        """(number of prefix tokens, grid) of a sequence."""
+        """(number of prefix tokens, grid) of a sequence; a ValueError where that is unknown or ambiguous."""
         known = self.num_prefix_tokens
         prefixes = range(grids.MAX_PREFIX_TOKENS + 1) if known is None else (known,)
-        for candidate in (grid, self.grid):
-            if candidate is not None and tokens - math.prod(candidate) in prefixes:
-                return tokens - math.prod(candidate), candidate
-        for prefix in prefixes:
-            side = math.isqrt(max(tokens - prefix, 0))
-            if side and side * side == tokens - prefix:
-                return prefix, (side, side)
+        if grid is not None:
+            prefix = tokens - math.prod(grids.check_grid(grid))
+            if prefix < 0 or known not in (None, prefix):
+                expected = "" if known is None else f" behind {known} prefix tokens"
+                raise ValueError(
+                    f"{tokens} tokens do not fill the grid {tuple(grid)}, {math.prod(grid)} positions{expected}"
+                )
+            return prefix, grid
+        own, square = self._own_reading(tokens, prefixes), _square_reading(tokens, prefixes)
+        if own is not None and own[0] and known is None and square is not None and square[0] == 0:
+            raise ValueError(
+                f"{tokens} tokens may be a grid of {own[1]} behind {own[0]} prefix tokens or of {square[1]} behind "
+                f"{square[0]}; give the layer dictionary=StaticDynamic(grid=(height, width), num_prefix_tokens=...), "
+                "or its call grid=(height, width)"
+            )
+        found = own or square
+        if found is not None:
+            return found
         raise ValueError(
             f"{tokens} tokens are neither the static grid {self.grid} nor a square grid behind {prefixes[-1]} prefix "
             "tokens or fewer; give the layer its grid: "
             "dictionary=StaticDynamic(grid=(height, width), num_prefix_tokens=...)"
         )
 
+    def _own_reading(self, tokens: int, prefixes: Sequence[int]) -> tuple[int, Grid] | None:
+        prefix = tokens - math.prod(self.grid)
+        return (prefix, self.grid) if prefix in prefixes else None
+
     def extra_repr(self) -> str:
         return f"grid={self.grid}, num_prefix_tokens={self.num_prefix_tokens}"
+
+
+def _square_reading(tokens: int, prefixes: Sequence[int]) -> tuple[int, Grid] | None:
+    """The largest square behind as many tokens."""
+    for prefix in prefixes:
+        side = math.isqrt(max(tokens - prefix, 0))
+        if side and side * side == tokens - prefix:
+            return prefix, (side, side)
+    return None

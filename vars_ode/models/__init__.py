@@ -8,6 +8,7 @@ from vars_ode.models.attentions import named_attention as named_attention
 from vars_ode.models.blocks import Block as Block
 from vars_ode.models.entrypoints import SCALES as SCALES
 from vars_ode.models.layers import layer_inputs as layer_inputs
+from vars_ode.models.layers import place_layers as place_layers
 from vars_ode.models.layers import set_solver as set_solver
 from vars_ode.models.layers import single_step_limit as single_step_limit
 from vars_ode.models.layers import vars_layers as vars_layers

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vars_ode.configured import importable
 from vars_ode.layer import ReconstructionLayer
 
-_NOT_COMPARED = ("training", "grad_checkpointing")  # how a model is used, not what it is
+_NOT_COMPARED = ("training", "grad_checkpointing", "layout", "token_layout")  # how a model is used, not what it is
 _ABSENT = object()
 
 

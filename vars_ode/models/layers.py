@@ -4,12 +4,15 @@ import fnmatch
 from typing import Any, Literal, TypeVar
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 import solvers
 from solvers import SteadyState
 from solvers.adjoints import Adjoint
 from vars_ode.attention import VARSAttention
+from vars_ode.grids import TokenLayout
 from vars_ode.layer import ReconstructionLayer, shared_copy
 from vars_ode.measuring import evaluation_mode
 
@@ -97,11 +100,57 @@ def single_step_limit(model: nn.Module) -> nn.Module:
         if name == "":
             return limit
         copy.set_submodule(name, limit)
+    place_layers(copy)
     return copy
 
 
 def _attention_layers(model: nn.Module) -> dict[str, VARSAttention]:
     return {name: layer for name, layer in vars_layers(model).items() if isinstance(layer, VARSAttention)}
+
+
+def place_layers(model: nn.Module) -> None:
+    """Tell the layers of a vision transformer of timm's where its tokens lie, now and at every later forward pass.
+
+    That happens by itself when such a model is built; layers that are put into one afterwards need it. Other models are
+    left alone.
+    """
+    if isinstance(model, VisionTransformer):
+        _place(model, model.patch_embed, model.blocks)
+
+
+def _place(model: VisionTransformer, patch_embed: Any, blocks: nn.Module) -> None:
+    layers = vars_layers(blocks).values()
+    grid = getattr(patch_embed, "grid_size", None)
+    if not layers or grid is None:
+        return
+    if not hasattr(patch_embed, "token_layout"):
+        patch_embed.token_layout = TokenLayout(tuple(grid), model.num_prefix_tokens)
+        patch_embed.register_forward_hook(_note_grid)
+    for layer in layers:
+        layer.layout = patch_embed.token_layout
+
+
+def _note_grid(patch_embed: Any, inputs: Any, output: Tensor) -> None:
+    """After a model's patch embedding: the grid of this image, where the size of images is free."""
+    spatial = output.ndim == 4  # (batch, height, width, dim)
+    patch_embed.token_layout.grid = tuple(output.shape[1:3]) if spatial else tuple(patch_embed.grid_size)
+
+
+def _on_registration(model: Any, name: str, module: nn.Module | None) -> None:
+    """Of any module in any other. timm gives attention layers no hint of the model that they are built for."""
+    if not isinstance(model, VisionTransformer):
+        return
+    if name == "blocks" and module is not None and hasattr(model, "patch_embed"):
+        _place(model, model.patch_embed, module)
+    elif name == "patch_embed" and module is not None and hasattr(model, "blocks"):
+        _place(model, module, model.blocks)
+    elif hasattr(model, "blocks"):  # distilled models count their second token only after their blocks
+        for layer in vars_layers(model.blocks).values():
+            if layer.layout is not None:
+                layer.layout.num_prefix_tokens = model.num_prefix_tokens
+
+
+register_module_module_registration_hook(_on_registration)
 
 
 def layer_inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[ReconstructionLayer, Tensor]]:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from solvers.field import Field
@@ -39,7 +40,12 @@ class ExponentialEuler(FixedStepSolver):
         self, field: Field, t: Tensor, dt: float, y: Tensor, rate: Tensor, memory: Memory, args: Any
     ) -> tuple[Tensor, Memory]:
         c = self._linear_rate(field)
-        return y.add(rate, alpha=-math.expm1(-c * dt) / c if c else dt), memory
+        try:
+            weight = -math.expm1(-c * dt) / c if c else dt
+        except OverflowError:  # backwards in time, where the decay is growth
+            weight = math.copysign(math.inf, dt)
+        too_large = abs(weight) > torch.finfo(y.dtype).max
+        return y.add(rate, alpha=math.copysign(math.inf, dt) if too_large else weight), memory
 
     def _linear_rate(self, field: Field) -> float:
         return float(require(field, "linear_rate", self, "the number c in f(t, y) = -c y + g(t, y)"))

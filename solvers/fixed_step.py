@@ -11,7 +11,7 @@ from solvers.checks import positive_int, positive_number
 from solvers.field import Field
 from solvers.representation import short_repr
 from solvers.solver import Problem
-from solvers.stepping import Grid, Interpolation, Memory, SteppingSolver
+from solvers.stepping import Grid, Interpolation, Memory, SteppingSolver, check_num_steps
 from solvers.tableau import ButcherTableau
 
 _NATURAL = "natural"  # the dt of a representation: the field's own step
@@ -53,9 +53,11 @@ class FixedStepSolver(SteppingSolver):
         if t0 == t1:
             return Grid([t0], open_ended=False)
         if self.num_steps is not None:
+            check_num_steps(self, self.num_steps)
             steps, dt = self.num_steps, (t1 - t0) / self.num_steps
         else:
             dt = math.copysign(self.step_length(problem.field), t1 - t0)
+            check_num_steps(self, (t1 - t0) / dt)
             steps = max(1, math.ceil((t1 - t0) / dt - _WHOLE))
         return Grid([*(t0 + n * dt for n in range(steps)), t1], open_ended=False)
 
@@ -68,6 +70,7 @@ class FixedStepSolver(SteppingSolver):
             )
         if self.num_steps is not None:
             raise ValueError(f"{name}(num_steps={self.num_steps}) cannot divide t1={problem.t1}; give dt instead")
+        check_num_steps(self, problem.until.max_steps)
         dt = math.copysign(self.step_length(problem.field), problem.t1)
         return Grid([problem.t0 + n * dt for n in range(problem.until.max_steps + 1)], open_ended=True)
 

@@ -9,10 +9,11 @@ from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from solvers import adjoints, catalogue
 from solvers.adjoints import Adjoint
+from solvers.bookkeeping import OPEN_END
 from solvers.checks import one_of
 from solvers.field import Field
 from solvers.solution import Solution, SolverError, SolverWarning, Status
@@ -78,8 +79,10 @@ def solve(
     problem = Problem(field, t0, t1, _check_save_at(save_at, t0, t1), until)
 
     dtype = _solve_dtype(y0, args)
+    _check_range(problem, solver, dtype)
     with torch.autocast(y0.device.type, enabled=False):
-        solution = adjoint.solve(solver.loop(problem), y0.to(dtype), cast_floating(args, dtype))
+        args = cast_floating(args, dtype)
+        solution = _connected(adjoint.solve(solver.loop(problem), y0.to(dtype), args), field, args)
     return _handle_failure(_in_dtype(solution, y0.dtype), on_failure)
 
 
@@ -147,6 +150,36 @@ def _solve_dtype(y0: Tensor, args: Any) -> torch.dtype:
         if leaf.is_floating_point():
             dtype = torch.promote_types(dtype, leaf.dtype)
     return dtype
+
+
+def _check_range(problem: Problem, solver: Solver, dtype: torch.dtype) -> None:
+    """Whether the solve can count its time in `dtype`; relaxation solvers count iterations whatever t1 is."""
+    t0, t1 = problem.t0, problem.t1
+    ends = (t0,) if solver.reaches_equilibrium or abs(t1) == math.inf else (t0, t1, t1 - t0)
+    saved = problem.save_at if isinstance(problem.save_at, tuple) else ()
+    largest = torch.finfo(dtype).max
+    if len(ends) == 1:  # error control lets OPEN_END stand for t1 = inf
+        largest = min(largest, OPEN_END)
+    if not all(abs(time) <= largest for time in (*ends, *saved)):
+        raise ValueError(
+            f"the interval from t0={t0:g} to t1={t1:g} is beyond what {dtype}, the type of this solve, can hold: "
+            "rescale time, or for the limit t1 -> inf take a relaxation solver such as 'nesterov', or "
+            "until=SteadyState(...) with t1=inf from a moderate t0"
+        )
+
+
+def _connected(solution: Solution, field: Field, args: Any) -> Solution:
+    """Where no sample took a step the answer is y0 alone: all else gets the gradient zero, and not None."""
+    parameters = field.parameters() if isinstance(field, nn.Module) else ()
+    leaves = [leaf for leaf in (*tensors(args), *parameters) if leaf.requires_grad]
+    if not (leaves and torch.is_grad_enabled()) or is_traced(solution.y1):
+        return solution
+    if bool(values(solution.stats["num_steps"]).any()):
+        return solution
+    never = torch.zeros((), dtype=torch.bool, device=solution.y1.device)
+    sums = ((leaf.real if leaf.is_complex() else leaf).sum().to(solution.y1) for leaf in leaves)
+    nothing = torch.stack([torch.where(never, total, 0.0) for total in sums]).sum()  # also where a leaf is infinite
+    return replace(solution, ys=solution.ys + nothing, y1=solution.y1 + nothing)
 
 
 def _in_dtype(solution: Solution, dtype: torch.dtype) -> Solution:

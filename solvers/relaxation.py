@@ -6,7 +6,7 @@ from typing import ClassVar
 from solvers.checks import non_negative_number, positive_int
 from solvers.solver import Problem
 from solvers.steady_state import SteadyState
-from solvers.stepping import Grid, Interpolation, SteppingSolver
+from solvers.stepping import Grid, Interpolation, SteppingSolver, check_num_steps
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class RelaxationSolver(SteppingSolver):
                 f"{type(self).__name__} looks for the limit t1 -> inf, got t1={problem.t1} before t0={problem.t0}; "
                 "leave t1 out, or integrate backwards with a solver such as 'rk4'"
             )
+        check_num_steps(self, self.max_steps)
         return Grid([problem.t0 + n for n in range(self.max_steps + 1)], open_ended=True)
 
     def stopping_rule(self, problem: Problem) -> SteadyState | None:

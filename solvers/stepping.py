@@ -27,6 +27,18 @@ Memory = tuple[Any, ...]
 Interpolation = Literal["linear", "hermite"]
 
 
+MOST_STEPS = 10_000_000  # more are a mistake: their times alone would fill the memory
+
+
+def check_num_steps(solver: Any, num_steps: float) -> None:
+    """A ValueError for more steps than any solve takes."""
+    if num_steps > MOST_STEPS:
+        raise ValueError(
+            f"{solver} would take {num_steps:g} steps, and at most {MOST_STEPS:,} are possible: lengthen the steps, "
+            "shorten the interval, or let an adaptive or relaxation solver find the end"
+        )
+
+
 class Grid(NamedTuple):
     """The times of the steps. `open_ended`: there is no end to reach, only a limit to the number of steps."""
 

@@ -1,5 +1,8 @@
 """What a layer cannot give is a warning or one of our errors, never a silent infinity."""
 
+import warnings
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -67,3 +70,31 @@ def test_a_moderate_bias_leaves_the_read_out_as_it_is() -> None:
     x, bias = torch.randn(2, 9, 16), torch.linspace(-3, 0, 9)[None, None, None]
     read, write = layer.dictionary.templates(layer.queries_keys_values(x)[0], bias)
     torch.testing.assert_close(write, read * bias.transpose(-2, -1).exp())
+
+
+@pytest.mark.parametrize("learned", ["factor", "coupling", "monotone", "dictionary"])
+@pytest.mark.parametrize("solver", ["euler", "fixed_point", "tsit5"])
+def test_learned_parameters_get_gradients_where_no_step_is_taken(learned: Any, solver: str) -> None:
+    layer = VARSAttention(16, 2, learned=learned, solver=solver, until=solvers.SteadyState(rtol=1e9))
+    layer(torch.randn(2, 9, 16)).sum().backward()
+    assert [name for name, parameter in layer.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4", "tsit5"])
+@pytest.mark.parametrize("t1", [1e39, 1e300])
+def test_horizons_beyond_the_type_are_refused(t1: float, solver: str) -> None:
+    layer = VARSAttention(16, 2, t1=t1, solver=solver)
+    with pytest.raises(ValueError, match=r"is beyond what torch\.float32"):
+        layer(torch.randn(2, 9, 16))
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1e30, torch.float32), (1e4, torch.float16)])
+@pytest.mark.parametrize(
+    "options", [{}, {"dictionary": "softmax"}, {"normalize_queries": False}, {"qkv_bias": True}], ids=str
+)
+def test_large_inputs_are_never_silently_lost(options: dict[str, Any], scale: float, dtype: torch.dtype) -> None:
+    layer = VARSAttention(16, 2, **options).to(dtype)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        output = layer((scale * torch.randn(2, 9, 16)).to(dtype))
+    assert output.isfinite().all() or any(w.category is solvers.SolverWarning for w in caught)

@@ -62,7 +62,8 @@ class Implicit(Adjoint):
         if not torch.is_grad_enabled():
             return solution
         field, end = loop.problem.field, loop.problem.t1 if math.isfinite(loop.problem.t1) else loop.problem.t0
-        t, equilibrium = torch.tensor(end, dtype=y0.dtype, device=y0.device), solution.y1
+        t = torch.tensor(end, dtype=y0.dtype, device=y0.device)
+        equilibrium = solution.y1.detach()  # without any step it is y0 itself, with what is upstream of that
         rate = field(t, equilibrium, args)  # its graph leads to all that the field reads
         if not (rate.requires_grad or y0.requires_grad):
             return solution
@@ -141,8 +142,10 @@ def _by_gmres(adjoint: Implicit, state: Tensor, rate: Tensor, grad: Tensor) -> T
     """w with -J^T w = grad, shaped as the state."""
 
     def operator(w: Tensor) -> Tensor:
-        (product,) = torch.autograd.grad(rate, state, w.view_as(state), retain_graph=True)
-        return -product.reshape(w.shape)
+        if not rate.requires_grad:  # the field does not depend on the state
+            return torch.zeros_like(w)
+        (product,) = torch.autograd.grad(rate, state, w.view_as(state), retain_graph=True, allow_unused=True)
+        return torch.zeros_like(w) if product is None else -product.reshape(w.shape)
 
     b = grad.reshape(grad.shape[0], grad.shape[1:].numel())
     rtol = adjoint.rtol if adjoint.rtol is not None else 1e-12 if b.dtype == torch.float64 else 1e-6

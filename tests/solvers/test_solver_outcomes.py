@@ -41,3 +41,126 @@ def test_a_saved_state_beyond_the_type_counts_too() -> None:
     assert solution.status.tolist() == [solvers.Status.NONFINITE, solvers.Status.SUCCESS]
     assert solution.ys[:, 0].isnan().all()
     assert solution.ys[:, 1].isfinite().all()
+
+
+def decay(t: Tensor, y: Tensor, args: Tensor | None) -> Tensor:
+    """y' = -y, or args - y."""
+    return -y if args is None else args - y
+
+
+decay.natural_step = decay.linear_rate = 1.0  # type: ignore[attr-defined]
+STEPPING = [solvers.RK4(num_steps=3), solvers.Euler(num_steps=3), solvers.ExponentialEuler(num_steps=3)]
+CONTROLLED = [solvers.get(name, max_steps=20) for name in ("tsit5", "dopri8", "scipy")]
+
+
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 1e39), (0.0, 1e300), (1e300, 0.0), (-3e38, 3e38), (1e39, 1e39 + 1e30)])
+@pytest.mark.parametrize("solver", [*STEPPING, *CONTROLLED], ids=str)
+def test_times_beyond_the_type_are_refused(solver: solvers.Solver, t0: float, t1: float) -> None:
+    with pytest.raises(ValueError, match=r"the interval from t0=.* is beyond what torch.float32.*rescale time"):
+        solvers.solve(decay, torch.ones(1, 1), t1, solver, t0=t0)
+
+
+@pytest.mark.filterwarnings("ignore::solvers.SolverWarning")
+@pytest.mark.parametrize("save_at", [None, "steps"])
+@pytest.mark.parametrize("t1", [3e38, -3e38, 1e20])
+@pytest.mark.parametrize("solver", [*STEPPING, *CONTROLLED], ids=str)
+def test_horizons_that_the_type_can_hold(solver: solvers.Solver, t1: float, save_at: str | None) -> None:
+    solution = solvers.solve(decay, torch.ones(1, 1), t1, solver, save_at=save_at)  # type: ignore[arg-type]
+    assert solution.ts.isfinite().all()
+    assert not solution.success.any() or solution.y1.isfinite().all()
+
+
+def test_an_open_end_needs_a_moderate_start() -> None:
+    with pytest.raises(ValueError, match="beyond what"):
+        solvers.solve(decay, torch.ones(1, 1), t0=1e35, until=solvers.SteadyState())
+
+
+@pytest.mark.parametrize("t1", [1e39, 1e300])
+def test_relaxation_ignores_the_horizon(t1: float) -> None:
+    assert solvers.solve(decay, torch.ones(1, 1), t1, "nesterov").success.all()
+    with pytest.raises(ValueError, match="beyond what"):
+        solvers.solve(decay, torch.ones(1, 1), t1, "nesterov", save_at=[t1])
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [solvers.Euler(num_steps=10**9), solvers.RK4(dt=1e-12), solvers.FixedPoint(max_steps=10**12), "euler"],
+    ids=str,
+)
+def test_more_steps_than_memory_can_hold_are_refused(solver: solvers.Solver | str) -> None:
+    with pytest.raises(ValueError, match=r"would take 1e\+\d+ steps, and at most 10,000,000 are possible"):
+        solvers.solve(decay, torch.ones(1, 1), 1e8 if solver == "euler" else 1.0, solver)
+
+
+def test_the_implicit_gradient_of_a_field_that_does_not_depend_on_the_state() -> None:
+    args = torch.zeros(2, 3, requires_grad=True)
+    solution = solvers.solve(
+        lambda t, y, args: 0 * args, torch.ones(2, 3), args=args, solver="anderson", adjoint="implicit"
+    )
+    with pytest.warns(solvers.SolverWarning, match="linear system of the implicit gradient.*2 of 2 samples"):
+        solution.y1.sum().backward()
+    assert args.grad is not None
+    assert (args.grad == 0).all()
+
+
+def test_the_implicit_gradient_of_a_solve_that_starts_at_its_equilibrium() -> None:
+    y0, args = (torch.full((2, 3), 0.5, requires_grad=True) for _ in range(2))
+    solvers.solve(decay, y0, args=args, solver="fixed_point", adjoint="implicit").y1.sum().backward()
+    assert y0.grad is not None
+    assert args.grad is not None
+    assert (y0.grad == 0).all()
+    torch.testing.assert_close(args.grad, torch.ones(2, 3))
+
+
+class Scaled(torch.nn.Module):
+    """y' = args - w y"""
+
+    natural_step = linear_rate = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, t: Tensor, y: Tensor, args: dict[str, Tensor]) -> Tensor:
+        return args["drive"] - self.w * y
+
+
+@pytest.mark.parametrize("solver", ["euler", "fixed_point", "nesterov", "anderson", "tsit5", "dopri8"])
+@pytest.mark.parametrize("adjoint", ["direct", "checkpointed", "implicit", "truncated"])
+def test_without_any_step_gradients_are_zero_and_not_none(solver: str, adjoint: str) -> None:
+    if adjoint == "checkpointed" and solver in ("tsit5", "dopri8"):
+        pytest.skip("refused")
+    field, drive = Scaled(), torch.full((2, 3), 0.25, requires_grad=True)
+    y0 = torch.full((2, 3), 0.25, requires_grad=True)
+    until = solvers.SteadyState()
+    solution = solvers.solve(field, y0, 5.0, solver, {"drive": drive}, adjoint=adjoint, until=until)
+    assert (solution.stats["num_steps"] == 0).all()
+    solution.y1.sum().backward()
+    assert all(leaf.grad is not None for leaf in (y0, drive, field.w))
+    if adjoint in ("direct", "checkpointed"):
+        assert drive.grad is not None
+        assert (drive.grad == 0).all()
+        assert field.w.grad is not None
+        assert (field.w.grad == 0).all()
+
+
+class Nested(torch.nn.Module):
+    """Solves an inner equilibrium from a state that needs a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.full((3,), 0.5))
+
+    def forward(self, t: Tensor, y: Tensor, args: Tensor) -> Tensor:
+        inner = solvers.solve(decay, 0.1 * y, solver="fixed_point", args=self.w * y + args, adjoint="implicit")
+        return inner.y1 - y
+
+
+def test_the_continuous_adjoint_around_an_implicit_one() -> None:
+    gradients = {}
+    for adjoint in ("direct", "continuous"):
+        field, args = Nested().double(), torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+        y0 = torch.ones(2, 3, dtype=torch.float64)
+        solution = solvers.solve(field, y0, 1.0, solvers.RK4(num_steps=30), args, adjoint=adjoint)
+        gradients[adjoint] = torch.autograd.grad(solution.y1.sum(), [args, field.w])
+    torch.testing.assert_close(gradients["continuous"], gradients["direct"], rtol=1e-4, atol=1e-6)

@@ -43,8 +43,8 @@ def unit_columns(log_templates: Tensor, key_bias: Tensor | None) -> tuple[Tensor
     """(read, write) templates exp(log_templates) with columns of unit l2 norm over the tokens, by the log domain.
 
     Write templates, which give drive and Gram, have rows scaled by exp(key_bias), so that masked tokens are zero. Read
-    templates, which give the output, have the unscaled rows over the same norm; no entry of a masked token is larger
-    than the largest of the others. Both are equal without a bias. A factor common to a column cancels, so the largest
+    templates, which give the output, have the unscaled rows over the same norm, those of masked tokens no larger than
+    the largest of the others. Both are equal without a bias. A factor common to a column cancels, so the largest
     exponent is subtracted first.
     """
     if key_bias is None:

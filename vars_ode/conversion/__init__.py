@@ -1,0 +1,6 @@
+"""VARS attention in place of the self-attention of models that are built already."""
+
+from vars_ode.conversion.convert import SINGLE_STEP as SINGLE_STEP
+from vars_ode.conversion.convert import ConversionReport as ConversionReport
+from vars_ode.conversion.convert import convert_attention as convert_attention
+from vars_ode.conversion.convert import convertible_attentions as convertible_attentions

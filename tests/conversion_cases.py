@@ -62,6 +62,7 @@ CASES = {
     "csatv2": Case(
         "csatv2", {"dims": (8, 16, 64, 64), "depths": (1, 1, 2, 2), "transformer_depths": (0, 0, 1, 1)}, size=256
     ),
+    "vitamin": Case("vitamin_small_224", {"depth": 2, "img_size": 64}, size=64),
     "caformer": Case(MetaFormer, _CAFORMER, size=64),
     "convit": Case("convit_tiny", {"embed_dim": 16, "depth": 4, "local_up_to_layer": 2, "img_size": 32}, left_alone=2),
     "vit, rotary": Case("vit_small_patch16_rope_224", _EVA),

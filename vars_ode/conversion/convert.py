@@ -1,22 +1,25 @@
 """VARS attention into a model that is built already, in place."""
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vars_ode.attention import VARSAttention
 from vars_ode.configured import check_options
+from vars_ode.conversion.calls import Call, grid_of, noise_images, recorded_calls
 from vars_ode.conversion.contracts import is_convertible, vars_layer
+from vars_ode.conversion.fitting import differs, fit_all
 from vars_ode.conversion.reasons import why_left_alone
-from vars_ode.dictionaries import Softmax
+from vars_ode.dictionaries import Softmax, StaticDynamic
 from vars_ode.models import NamedAttention, available_attentions, named_attention
 from vars_ode.models.construction import unwrapped
 
 # One Euler step from zero without a threshold: with the softmax dictionary that is softmax attention.
 SINGLE_STEP: dict[str, Any] = {"solver": "euler", "t1": 1.0, "sparsity": 0.0, "rate": 1.0, "initial": "zero"}
+_NOISE = 4  # images of noise for a fit
 _SHOWN = 12
 
 
@@ -29,6 +32,8 @@ class ConversionReport:
         converted: names of the modules that were replaced.
         left_alone: the other attention layers, with the reason.
         lossless: whether the model computes what it did before, to rounding.
+        differences: how far the output of each new layer is from that of the old one, |new - old| / |old|, on the
+            images that the conversion was given or made; empty where it needed none.
         notes: what else there is to know.
     """
 
@@ -36,6 +41,7 @@ class ConversionReport:
     converted: tuple[str, ...]
     left_alone: Mapping[str, str] = field(default_factory=dict)
     lossless: bool = False
+    differences: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -48,7 +54,12 @@ class ConversionReport:
 
 
 def convert_attention(
-    model: nn.Module, attention: str = "vars-softmax", match: str | None = None, **options: Any
+    model: nn.Module,
+    attention: str = "vars-softmax",
+    match: str | None = None,
+    *,
+    images: Tensor | None = None,
+    **options: Any,
 ) -> ConversionReport:
     """Replace the self-attention of a model by VARS attention, in place, and keep its weights.
 
@@ -56,33 +67,115 @@ def convert_attention(
     single step in which VARS is softmax attention (sparsity 0, rate 1, one Euler step of dt = 1 from zero), so the
     model computes what it did. `set_solver` and `anneal` go on from there.
 
+    The others tie keys to queries. They get the rows of queries and values, and settings as everywhere; the outputs
+    change. "vars-sd" reads its grid and the number of prefix tokens off the model. What a learned form adds (the matrix
+    K, which starts at I) is fitted to the outputs of the old layers on `images`, by L-BFGS.
+
     Args:
         model: a vision transformer of timm's, or any model around its layers `Attention`, `AttentionRope` and
             `EvaAttention`; also one that is wrapped by torch.compile or DistributedDataParallel.
-        attention: "vars-softmax".
+        attention: "vars-softmax", "vars-d", "vars-sd", or the latter two with a learned form.
         match: a glob on module names, such as "blocks.[0-3].attn"; all layers by default.
+        images: input of the model, (batch, channels, height, width), for the fit and for measuring how far the new
+            layers are from the old ones. A few are enough; noise of the model's input size where they are needed and
+            not given.
         options: keyword arguments of `VARSAttention`, such as sparsity=0.1, t1=5.0.
 
     Returns:
         which modules were converted, which were left alone and why, and whether that was lossless.
 
     Raises:
-        ValueError: nothing could be converted, with the reasons; an unknown attention or option. The model is then as
-            it was.
+        ValueError: nothing could be converted, with the reasons; an unknown attention or option; a model that does not
+            run on the images. The model is then as it was.
     """
-    chosen = _checked(attention, options)
-    inner = unwrapped(model)
-    found = dict(_attention_layers(inner))
-    left_alone = {name: reason for name, (_, reason) in found.items() if reason is not None}
-    wanted = {name: module for name, (module, reason) in found.items() if reason is None}
-    chosen_names = [name for name in wanted if match is None or fnmatch.fnmatchcase(name, match)]
-    if not chosen_names:
-        raise ValueError(_nothing(inner, match, list(wanted), left_alone))
-    left_alone |= {name: f"its name does not match {match!r}" for name in wanted if name not in chosen_names}
-    layers = {name: new_layer(wanted[name], chosen, options) for name in chosen_names}
-    replace_modules(inner, {wanted[name]: layer for name, layer in layers.items()})
+    chosen, inner = _checked(attention, options), unwrapped(model)
+    found, originals = attention_layers(inner), _wanted(inner, match)
+    has_places = chosen.options.get("dictionary") == "static+dynamic" and "dictionary" not in options
+    is_learned = bool(chosen.options.get("learned"))
+    calls: dict[str, Call] = {}
+    if images is not None or has_places or is_learned:
+        given = images if images is not None else noise_images(inner, _NOISE if is_learned else 1)
+        calls, _ = recorded_calls(inner, originals, given)
+    layers = {}
+    for name, original in originals.items():
+        places = {"dictionary": _static(inner, name, original, calls)} if has_places else {}
+        layers[name] = new_layer(original, chosen, {**places, **options})
+    on_meta = any(parameter.is_meta for parameter in inner.parameters())
+    differences, notes = ({}, []) if on_meta else _compared(layers, calls, is_learned, images is None)
+    replace_modules(inner, {originals[name]: layer for name, layer in layers.items()})
+    left_alone = {
+        name: reason or f"its name does not match {match!r}"
+        for name, (_, reason) in found.items()
+        if name not in layers
+    }
     lossless = all(is_softmax_attention(layer) for layer in layers.values())
-    return ConversionReport(chosen.name, tuple(layers), left_alone, lossless)
+    return ConversionReport(chosen.name, tuple(layers), left_alone, lossless, differences, tuple(notes))
+
+
+def convert_layers(
+    model: nn.Module, attention: str, match: str | None, options: Mapping[str, Any]
+) -> dict[str, VARSAttention]:
+    """The same with options as they are, and nothing run or fitted; the new layers by name. For saved models."""
+    chosen, inner = _checked(attention, options), unwrapped(model)
+    originals = _wanted(inner, match)
+    layers = {name: new_layer(original, chosen, options) for name, original in originals.items()}
+    replace_modules(inner, {originals[name]: layer for name, layer in layers.items()})
+    return layers
+
+
+def _wanted(model: nn.Module, match: str | None) -> dict[str, nn.Module]:
+    """The layers that are converted, at least one."""
+    found = attention_layers(model)
+    if "" in found:
+        raise ValueError(
+            f"a {type(model).__name__} cannot be replaced in place, as it is the whole model; give the model around it"
+        )
+    convertible = {name: module for name, (module, reason) in found.items() if reason is None}
+    wanted = {name: each for name, each in convertible.items() if match is None or fnmatch.fnmatchcase(name, match)}
+    if not wanted:
+        left_alone = {name: reason for name, (_, reason) in found.items() if reason is not None}
+        raise ValueError(_nothing(model, match, list(convertible), left_alone))
+    return wanted
+
+
+def _static(model: nn.Module, name: str, original: nn.Module, calls: Mapping[str, Call]) -> StaticDynamic:
+    """The dictionary with the grid of the tokens that reach a layer."""
+    if name not in calls:
+        raise ValueError(
+            f"{name} was not called for these images, so its grid is unknown; give dictionary=StaticDynamic(grid)"
+        )
+    try:
+        grid, prefix = grid_of(model, original, calls[name].args[0].shape[1])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error} by dictionary=StaticDynamic(...), or leave it out by match=") from error
+    return StaticDynamic(grid, num_prefix_tokens=prefix)
+
+
+def _compared(
+    layers: Mapping[str, VARSAttention], calls: Mapping[str, Call], is_learned: bool, on_noise: bool
+) -> tuple[dict[str, float], list[str]]:
+    """(differences, notes) after the fit, if there is something to fit."""
+    what = "noise" if on_noise else "the given images"
+    if is_learned:
+        fits = fit_all(layers, calls)
+        start, end = (sum(pair[index] for pair in fits.values()) / max(len(fits), 1) for index in (0, 1))
+        note = (
+            f"K was fitted on {what}: the outputs of the layers differ by {end:.2f} of their norm, with I {start:.2f}"
+        )
+        return {name: after for name, (_, after) in fits.items()}, [note]
+    if on_noise:
+        return {}, []
+    return {name: differs(layer, calls[name]) for name, layer in layers.items() if name in calls}, []
+
+
+def attention_layers(model: nn.Module) -> dict[str, tuple[nn.Module, str | None]]:
+    """The attention layers of a model by name, with the reason why one is left alone; None where it is converted."""
+    found = {}
+    for name, module in model.named_modules():
+        reason = None if is_convertible(module) else why_left_alone(module)
+        if reason is not None or is_convertible(module):
+            found[name] = (module, reason)
+    return found
 
 
 def new_layer(original: nn.Module, chosen: NamedAttention, options: Mapping[str, Any]) -> VARSAttention:
@@ -91,9 +184,9 @@ def new_layer(original: nn.Module, chosen: NamedAttention, options: Mapping[str,
     return vars_layer(original, {**chosen.options, **defaults, **options})
 
 
-def is_softmax_attention(layer: VARSAttention) -> bool:
-    """Whether the layer is set to compute softmax attention."""
-    return isinstance(layer.dictionary_choice, Softmax) and layer.code_is_drive()
+def is_softmax_attention(layer: nn.Module) -> bool:
+    """Whether a VARS layer is set to compute softmax attention."""
+    return isinstance(layer, VARSAttention) and isinstance(layer.dictionary_choice, Softmax) and layer.code_is_drive()
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
@@ -126,19 +219,6 @@ def _checked(attention: str, options: Mapping[str, Any]) -> NamedAttention:
         )
     check_options(f"attention={chosen.name!r}", options, chosen.option_names)
     return chosen
-
-
-def _attention_layers(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str | None]]]:
-    """(name, (module, why it is left alone)) of the attention layers; None for those that can be converted."""
-    for name, module in model.named_modules():
-        reason = None if is_convertible(module) else why_left_alone(module)
-        if is_convertible(module) or reason is not None:
-            if name == "":
-                raise ValueError(
-                    f"a {type(module).__name__} cannot be replaced in place, as it is the whole model; give the model "
-                    "around it"
-                )
-            yield name, (module, reason)
 
 
 def _nothing(model: nn.Module, match: str | None, names: list[str], left_alone: Mapping[str, str]) -> str:

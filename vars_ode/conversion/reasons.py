@@ -4,7 +4,7 @@ from torch import nn
 
 from vars_ode.layer import ReconstructionLayer
 
-WINDOWS = "it attends within windows, with a table of biases by relative position"
+WINDOWS = "it attends within windows, with biases by relative position"
 RELATIVE = "its logits have a bias by relative position, which is no inner product of queries and keys"
 REDUCED = "its keys and values are fewer than its queries (spatial reduction), so templates cannot be tied to tokens"
 CHANNELS = "it attends across channels and not across tokens"
@@ -12,7 +12,7 @@ CLASS = "it has queries for class tokens alone, so there is no code of all token
 LATENT = "its queries are learned or pooled, not tokens, so there is no code of all tokens"
 HEADS = "it mixes the logits of heads (talking heads)"
 LINEAR = "it has no softmax over tokens: a linear or additive attention"
-MAPS = "it computes on feature maps with convolutions of its own and not on tokens"
+MAPS = "it computes on feature maps, with a layout or projections of its own, and not on (batch, tokens, dim)"
 BLOCK = "the block computes its attention itself, together with its MLP, and has no attention layer to replace"
 DIFFERENCE = "it is a difference of two softmax attentions (differential attention)"
 QUERIES = "a single key and value serve all heads (multi-query attention), on feature maps"

@@ -85,6 +85,11 @@ class FixedStepSolver(SteppingSolver):
         positive_number("the field's natural_step", step)
         return float(step)
 
+    @property
+    def stability_limit(self) -> float:
+        """The longest step that is stable on y' = -y; infinite here, for methods that have none."""
+        return math.inf
+
     def with_step_of(self, t1: float, t0: float = 0.0) -> "FixedStepSolver":
         """The solver for other horizons than [t0, t1]: `num_steps` over that one become the `dt` that they are."""
         if self.num_steps is None or t0 == t1 or math.isinf(t1):
@@ -104,6 +109,10 @@ class ExplicitRungeKutta(FixedStepSolver):
     @property
     def order(self) -> int:
         return self.tableau.order
+
+    @property
+    def stability_limit(self) -> float:
+        return self.tableau.stability_limit
 
     @property
     def evals_per_step(self) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 
@@ -38,6 +39,14 @@ class ButcherTableau:
     def num_stages(self) -> int:
         return len(self.b)
 
+    @property
+    def stability_limit(self) -> float:
+        """The longest h for which steps on y' = -y do not grow: 2 for Euler's method, 2.785 for RK4.
+
+        The interval of absolute stability on the negative real axis (Hairer & Wanner, Solving ODEs II, section IV.2).
+        """
+        return _stability_limit(self.a, self.b)
+
     def _order_conditions(self) -> list[tuple[str, float, float]]:
         """(name, value, expected) up to `order`; Hairer, Norsett & Wanner, Solving ODEs I, table II.2.1."""
         b, c, s = self.b, self.c, range(self.num_stages)
@@ -54,3 +63,22 @@ class ButcherTableau:
             (4, "sum b a a c", sum(b[i] * a[i][j] * ac[j] for i, j in product(s, s)), 1 / 24),
         ]
         return [(name, value, expected) for order, name, value, expected in conditions if order <= self.order]
+
+
+@lru_cache
+def _stability_limit(a: tuple[tuple[float, ...], ...], b: tuple[float, ...]) -> float:
+    """The end of the interval from 0 in which |R(-h)| <= 1, where R(z) = 1 + sum_k z^k b^T A^(k-1) 1."""
+    coefficients, powers = [1.0], [1.0] * len(b)
+    for _ in b:
+        coefficients.append(sum(weight * power for weight, power in zip(b, powers, strict=True)))
+        powers = [sum(x * power for x, power in zip(row, powers, strict=False)) for row in ((), *a)]
+
+    def grows(h: float) -> bool:
+        return abs(sum(c * (-h) ** k for k, c in enumerate(coefficients))) > 1 + 1e-9
+
+    low = next(n for n in range(1, 10_000) if grows(n / 100)) / 100 - 0.01
+    high = low + 0.01
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if grows(middle) else (middle, high)
+    return low

@@ -132,7 +132,7 @@ def test_figures_are_pictures_in_a_notebook() -> None:
 
 
 @pytest.mark.parametrize("dynamics", ["proximal", "lca"])
-@pytest.mark.parametrize("learned", [False, "dictionary"])
+@pytest.mark.parametrize("learned", [False, "coupling", "dictionary"])
 def test_trace_is_what_the_layer_says(dynamics: str, learned: Any) -> None:
     module, x = layer(dynamics=dynamics, learned=learned), tokens()
     found = analysis.trace(module, x, t1=5.0)

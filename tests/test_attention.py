@@ -17,6 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import solvers
 from vars_ode import LCA, ProximalFlow, StaticDynamic, VARSAttention, energy, kkt_residual
+from vars_ode.learned import LEARNED_FORMS
 
 every_dictionary = pytest.mark.parametrize("case", DICTIONARIES, ids=case_id)
 DYNAMIC, ORTHOGONAL, STATIC, SOFTMAX, *_ = DICTIONARIES
@@ -400,7 +401,7 @@ class TestInputs:
         assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
     @every_dictionary
-    @pytest.mark.parametrize("learned", [False, "factor", "dictionary"])
+    @pytest.mark.parametrize("learned", [False, *LEARNED_FORMS])
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_layers_in_half_precision(self, case, learned, dtype):
         if learned and not case.fixed_size:
@@ -462,7 +463,7 @@ class TestInputs:
             torch.testing.assert_close(layer(x)[:1], layer(x[:1]), rtol=0, atol=1e-5)
 
 
-LEARNED = [(case, learned) for case in DICTIONARIES for learned in (False, "factor", "dictionary")]
+LEARNED = [(case, learned) for case in DICTIONARIES for learned in (False, *LEARNED_FORMS)]
 LEARNED = [(case, learned) for case, learned in LEARNED if case.fixed_size or not learned]
 
 

@@ -1,5 +1,6 @@
 """The benches print what they measure, and the ratios that hold on any machine hold."""
 
+import importlib
 import runpy
 from pathlib import Path
 
@@ -28,6 +29,15 @@ def test_growth_of_memory() -> None:
     assert growth["checkpointed"] < 4  # the square root of 16
     assert growth["implicit"] == pytest.approx(1, abs=0.25)  # its GMRES may need some vectors more or fewer
     assert growth["continuous"] == pytest.approx(1, abs=0.05)
+
+
+def test_truncated_gradients_near_the_implicit_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("vars_ode.bench.truncated")
+    monkeypatch.setattr(module, "FORMS", ("coupling",))
+    rows = [list(row.cosine.values()) for row in module.truncated()]
+    assert all(row == sorted(row) for row in rows)  # more terms are nearer
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)  # and so is a stronger contraction
+    assert rows[-1][-1] > 0.9999
 
 
 def test_table_aligns_and_marks_what_is_missing() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import solvers
+import vars_ode
 from vars_ode import ModelSpec, analysis, attention_layer, save_checkpoint, save_pretrained
 from vars_ode.analysis.subjects import find_subject
 from vars_ode.cli import app
@@ -227,3 +228,12 @@ def test_only_own_files_are_removed(tmp_path: Path) -> None:
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_info_and_version() -> None:
+    shown = CliRunner().invoke(app, ["info"]).output
+    lines = dict(line.split(maxsplit=1) for line in shown.splitlines())
+    assert lines["torch"] == torch.__version__
+    assert lines["threads"] == str(torch.get_num_threads())
+    assert {"python", "timm", "processor", "devices", "cores"} <= lines.keys()
+    assert CliRunner().invoke(app, ["--version"]).output == f"vars-ode {vars_ode.__version__}\n"

@@ -23,9 +23,11 @@ from vars_ode.cli import app
 from vars_ode.data import fashion_mnist
 from vars_ode.models import available_attentions, vars_layers
 from vars_ode.report.study import write_report
+from vars_ode.saving import load_pretrained
 from vars_ode.study import run as study
-from vars_ode.study.measure import measure_solvers, with_label
-from vars_ode.study.plan import Plan, parse_solver
+from vars_ode.study.measure import measure_solvers
+from vars_ode.study.plan import Plan
+from vars_ode.study.records import read_results
 from vars_ode.study.run import COLUMNS, Job, run_study
 from vars_ode.training import Recipe
 
@@ -46,8 +48,8 @@ def test_results_are_complete(finished: Path) -> None:
     conditions = {(r["condition"], r["severity"]) for r in rows}
     assert conditions == {("clean", "0"), ("small_contrast", "1"), ("fgsm", "0"), ("pgd", "0")}
     swept = {r["solver"] for r in rows if r["attention"] == "vars-sd-dictionary"}
-    assert swept == {"euler-5", "single-step", "nesterov"}
-    assert {r["evaluations"] for r in rows if r["solver"] == "euler-5"} == {"5.0"}
+    assert swept == {"euler@5", "euler@1", "single-step", "nesterov"}
+    assert {r["evaluations"] for r in rows if r["solver"] == "euler@5"} == {"5.0"}
     content = json.loads((finished / "results.json").read_text())
     assert content["settings"] == TINY.as_dict()
     assert {run["attention"] for run in content["runs"]} == {"softmax", "vars-sd-dictionary"}
@@ -66,7 +68,7 @@ def test_stored_weights_give_the_stored_accuracy(finished: Path) -> None:
     with torch.no_grad():
         measured = (model(images).argmax(1) == labels).double().mean().item()
     with (finished / "results.csv").open(newline="") as file:
-        keys = ("vars-sd-dictionary", "euler-5", "clean")
+        keys = ("vars-sd-dictionary", "euler@5", "clean")
         stored = [r for r in csv.DictReader(file) if (r["attention"], r["solver"], r["condition"]) == keys]
     assert [float(r["accuracy"]) for r in stored] == [measured]
 
@@ -108,8 +110,9 @@ def test_a_run_that_fails_leaves_the_others(tmp_path: Path) -> None:
     [
         (["--attention", "linear"], "unknown attention 'linear'; choose one of softmax, performer"),
         (["--solver", "rk5"], "unknown solver 'rk5' (did you mean 'rk4'?)"),
-        (["--solver", "nesterov-5"], "has no option 'num_steps'"),
-        (["--solver", "euler-0"], "num_steps must be a whole number of at least 1"),
+        (["--solver", "nesterov@5"], "nesterov returns the equilibrium, the limit of long times"),
+        (["--solver", "euler@0"], "cannot read the time '0' of euler"),
+        (["--solver", "euler@5; rk4@5"], 'models are trained with one solve, such as "euler@5"'),
         (["--seeds", "0"], "seeds must be a whole number"),
         (["--epochs", "0"], "epochs must be a whole number"),
         (["--workers", "0"], "workers must be a whole number"),
@@ -180,17 +183,6 @@ def test_models_train_and_differ_in_attention_only(attention: str) -> None:
     assert names[0] == names[1]
 
 
-def test_another_solver_leaves_the_trained_model_alone() -> None:
-    model = TINY.build("vars-sd-dictionary", seed=0).eval()
-    images = torch.rand(2, 1, 28, 28)
-    before = model(images)
-    longer = with_label(model, "euler-20")
-    assert next(iter(vars_layers(longer).values())).solver == solvers.Euler(num_steps=20)
-    assert not torch.allclose(longer(images), before, atol=1e-7)
-    assert torch.equal(model(images), before)
-    assert longer.state_dict().keys() == model.state_dict().keys()
-
-
 @pytest.mark.filterwarnings("ignore::solvers.SolverWarning")
 def test_a_solver_that_diverges_affects_its_own_row_only(finished: Path, tmp_path: Path) -> None:
     model = TINY.build("vars-d-factor", seed=0).eval()
@@ -198,10 +190,10 @@ def test_a_solver_that_diverges_affects_its_own_row_only(finished: Path, tmp_pat
         for layer in vars_layers(model).values():
             layer.learned.factor.mul_(1e8)  # grows by 1e16 a step: one step is finite, twenty are not
     images = TensorDataset(*(tensor[:4] for tensor in fashion_mnist("test").tensors))
-    settings = replace(TINY, sweep=("single-step", "euler-20", "nesterov"))
-    with pytest.warns(solvers.SolverWarning, match="euler-20 on clean"):
+    settings = replace(TINY, sweep="single-step; euler@20; nesterov")
+    with pytest.warns(solvers.SolverWarning, match="euler@20: "):
         rows = list(measure_solvers(model, images, settings, lambda what: None))
-    assert {row["solver"] for row in rows if row["accuracy"] is None} == {"euler-20", "nesterov"}
+    assert {row["solver"] for row in rows if row["accuracy"] is None} == {"euler@20", "nesterov"}
     assert {row["solver"] for row in rows if row["accuracy"] is not None} == {"single-step"}
     assert len(rows) == 6
 
@@ -209,17 +201,93 @@ def test_a_solver_that_diverges_affects_its_own_row_only(finished: Path, tmp_pat
     shutil.copytree(finished, folder)
     record = folder / "runs" / "vars-sd-dictionary-seed0" / "run.json"
     run = json.loads(record.read_text())
-    run["rows"] += [row for row in rows if row["solver"] == "euler-20"]
+    run["rows"] += [row for row in rows if row["solver"] == "euler@20"]
     record.write_text(json.dumps(run, allow_nan=False))
     run_study(folder, TINY, ("softmax",), seeds=1)
     write_report(folder)
     json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
     text = (folder / "report.html").read_text()
-    assert "vars-sd-dictionary, seed 0: euler-20 diverged" in text
+    assert "vars-sd-dictionary, seed 0: euler@20 diverged" in text
     assert "no usable accuracy" not in text
 
 
-def test_solver_labels() -> None:
-    assert parse_solver("euler-5") == solvers.Euler(num_steps=5)
-    assert parse_solver("rk4") == solvers.RK4()
+def test_a_job_names_its_folder() -> None:
     assert Job("vars-sd", 1).name == "vars-sd-seed1"
+
+
+def test_a_trained_model_is_measured_without_training_it_again(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(finished, folder)
+    run = folder / "runs" / "vars-sd-dictionary-seed0"
+    before = json.loads((run / "run.json").read_text())
+    weights = (run / "model.safetensors").stat().st_mtime_ns
+    (run / "run.json").unlink()  # the measurement was interrupted
+    assert run_study(folder, TINY, ("softmax", "vars-sd-dictionary"), seeds=1, workers=1) == []
+    after = json.loads((run / "run.json").read_text())
+    assert (run / "model.safetensors").stat().st_mtime_ns == weights
+    kept = [[{**row, "milliseconds": None} for row in record["rows"]] for record in (before, after)]
+    assert kept[0] == kept[1]
+    assert after["history"] == before["history"]
+
+
+PLAN = """
+epochs: 1
+batch_size: 20
+train_images: 40
+test_images: 20
+corruptions: [small_contrast]
+severities: [1]
+attacks: []
+sweep: "euler@1; euler@5/2; nesterov"
+sweep_conditions: [[clean, 0], [small_contrast, 1]]
+model_options: {embed_dim: 16, depth: 1, num_heads: 2}
+num_features: 4
+arms:
+  softmax: {attention: softmax}
+  factor, 1-10:
+    {attention: vars-sd-factor, options: {ridge: 0.05, sparsity: 0.1}, recipe: {horizon: uniform 1-10, epochs: 2}}
+  monotone: {attention: vars-sd-monotone, options: {ridge: 0.05}}
+"""
+
+
+def test_a_study_trains_the_arms_of_its_plan_and_prints_the_dial(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    result = CliRunner().invoke(app, ["study", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("|")]
+    assert lines[0] == "| model | euler@5 | euler@1 | euler@5/2 | nesterov |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| softmax", "| factor, 1-10", "| monotone"]
+    assert lines[-1].endswith("| - / - |")  # momentum is refused: a rotation is no gradient
+    model = load_pretrained(tmp_path / "out" / "runs" / "factor, 1-10-seed0")
+    (layer,) = vars_layers(model).values()
+    assert (layer.ridge, layer.sparsity, layer.t1, layer.solver) == (0.05, 0.1, 5.0, solvers.Euler())
+    run = json.loads((tmp_path / "out" / "runs" / "factor, 1-10-seed0" / "run.json").read_text())
+    assert len(run["history"]) == 2
+    assert {row["stable"] for row in run["rows"] if row["solver"] == "euler@5/2"} == {False}
+    with (tmp_path / "out" / "results.csv").open(newline="") as file:
+        assert {row["stable"] for row in csv.DictReader(file) if row["solver"] == "euler@1"} == {"True"}
+    points = read_results(tmp_path / "out").sweep("factor, 1-10")
+    assert {point.solver for point in points if not point.stable} == {"euler@5/2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [", "cannot read the plan"),
+        ("- epochs", "holds no plan"),
+        ("epoch: 3", "unknown setting of the plan 'epoch' (did you mean 'epochs'?)"),
+        ("arms: {a: {options: {}}}", "arm 'a' must have an attention"),
+        ("arms: {a/b: {attention: vars-d}}", "an arm's name is made of letters"),
+        ("arms: {a: {attention: vars-d, recipe: {horizons: fixed}}}", "did you mean 'horizon'?"),
+        ("arms: {a: {attention: vars-d, options: {ridges: 1}}}\ntrain_images: 20", "ridges"),
+        ("sweep: euler@x", "cannot read the time 'x' of euler"),
+        ("attacks: [fgms]", "unknown attack 'fgms' (did you mean 'fgsm'?)"),
+        ("batch_size: many", "batch_size must be a whole number"),
+    ],
+)
+def test_bad_plans_end_in_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    result = CliRunner().invoke(app, ["study", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "out").exists()

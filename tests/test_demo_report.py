@@ -18,8 +18,9 @@ from vars_ode.study.records import Results, read_results
 from vars_ode.study.statistics import Spread, verdict
 
 CORRUPTIONS = ("gaussian_noise", "motion_blur", "contrast")
-SOLVERS = {"single-step": 1, "euler-2": 2, "euler-5": 5, "euler-20": 20, "rk4-5": 20, "nesterov": 20}
+SOLVERS = {"euler@1": 1, "euler@2": 2, "euler@5": 5, "euler@20": 20, "rk4@5": 20, "nesterov": 20}
 COLUMNS = ("attention", "seed", "solver", "condition", "severity", "accuracy", "evaluations", "milliseconds")
+CHEAPEST = "the cheapest within 2 points of the best is euler@5, 5 evaluations."
 VOID = {"meta", "img", "br", "hr", "link"}
 
 
@@ -66,7 +67,7 @@ def write_csv(folder: Path, rows: list[tuple[Any, ...]]) -> None:
 
 
 def _rows(attention: str, seed: int, base: float, corruptions: tuple[str, ...]) -> list[tuple[Any, ...]]:
-    solver, cost = ("exact", 0) if attention == "softmax" else ("euler-5", 5)
+    solver, cost = ("exact", 0) if attention == "softmax" else ("euler@5", 5)
     rows: list[tuple[Any, ...]] = [(attention, seed, solver, "clean", 0, base, cost, 0.2)]
     rows += [
         (attention, seed, solver, attack, 0, base - drop, cost, "") for attack, drop in (("fgsm", 0.3), ("pgd", 0.4))
@@ -76,8 +77,8 @@ def _rows(attention: str, seed: int, base: float, corruptions: tuple[str, ...]) 
             rows.append((attention, seed, solver, name, severity, base - 0.05 * severity - 0.04 * rank, cost, ""))
     if attention != "softmax":
         for name, evaluations in SOLVERS.items():
-            change = -0.2 if name == "single-step" else 0.01 * np.log2(evaluations / 5)
-            if name != "euler-5":
+            change = -0.2 if name == "euler@1" else 0.01 * np.log2(evaluations / 5)
+            if name != "euler@5":
                 rows.append((attention, seed, name, "clean", 0, base + change, evaluations, 0.04 * evaluations))
                 rows.append((attention, seed, name, corruptions[0], 2, base - 0.1 + 1.5 * change, evaluations, ""))
     return rows
@@ -90,7 +91,7 @@ def _run(attention: str, seed: int, random: np.random.Generator) -> dict[str, An
     return {
         "attention": attention,
         "seed": seed,
-        "solver": "exact" if softmax else "euler-5",
+        "solver": "exact" if softmax else "euler@5",
         "parameters": 206_000 if softmax else 215_000,
         "train_seconds": 60.0 if softmax else 90.0,
         "history": history,
@@ -239,8 +240,8 @@ def test_headline_of_the_full_report(full: tuple[Path, Page]) -> None:
 
 def test_solver_table_marks_the_training_solver(full: tuple[Path, Page]) -> None:
     _, page = full
-    assert page.row(1, "vars-sd", "euler-5 (training)")[2:] == ["80.0 ± 0.4", "70.0 ± 0.4", "5.0", "0.200"]
-    assert page.row(1, "vars-sd", "single-step")[2:] == ["60.0 ± 0.4", "40.0 ± 0.4", "1.0", "0.040"]
+    assert page.row(1, "vars-sd", "euler@5 (training)")[2:] == ["80.0 ± 0.4", "70.0 ± 0.4", "5.0", "0.200"]
+    assert page.row(1, "vars-sd", "euler@1")[2:] == ["60.0 ± 0.4", "40.0 ± 0.4", "1.0", "0.040"]
     assert "gaussian noise (severity 2)" in page.text
 
 
@@ -298,10 +299,12 @@ def test_spread_of_one_seed_has_no_deviation() -> None:
 
 def test_solver_statements_pair_the_seeds(tmp_path: Path) -> None:
     clean, corrupted = solver_statements(results_of(tmp_path, 0.76, 0.80), "vars-sd")
-    assert "trained with euler-5 (80.0 ± 0.4 %, 5 evaluations)" in clean
+    assert "trained with euler@5 (80.0 ± 0.4 %, 5 evaluations)" in clean
     assert "a change of +2.0 points, up in 3 of 3 seeds" in clean
-    assert "Worst: single-step (60.0 ± 0.4 %, 1 evaluation), a change of -20.0 points, down in 3 of 3 seeds" in clean
-    assert "single-step (40.0 ± 0.4 %" in corrupted
+    assert "Worst: euler@1 (60.0 ± 0.4 %, 1 evaluation), a change of -20.0 points, down in 3 of 3 seeds" in clean
+    assert "euler@1 (40.0 ± 0.4 %" in corrupted
+    # euler@5 has 80, those of 20 evaluations 82, so that five steps are just within 2 points; euler@1 has 60
+    assert clean.endswith("Over all 6 solves the accuracy spreads by 22.0 points; " + CHEAPEST)
 
 
 # --- pieces that are missing -----------------------------------------------------------------------------------------
@@ -335,8 +338,8 @@ def test_only_one_variant_one_seed_and_no_traces(tmp_path: Path) -> None:
 def test_interrupted_run_is_not_in_the_mean_and_named(tmp_path: Path) -> None:
     write_results(tmp_path, {"softmax": 0.76, "vars-d": 0.75}, traces=False)
     lines = (tmp_path / "results.csv").read_text().splitlines()
-    cut = [line for line in lines if not line.startswith(("vars-d,2,euler-5,contrast,3", "vars-d,2,euler-5,pgd"))]
-    (tmp_path / "results.csv").write_text("\n".join([*cut, "vars-d,2,euler-5,pg"]))
+    cut = [line for line in lines if not line.startswith(("vars-d,2,euler@5,contrast,3", "vars-d,2,euler@5,pgd"))]
+    (tmp_path / "results.csv").write_text("\n".join([*cut, "vars-d,2,euler@5,pg"]))
     page = report(tmp_path)
     # seeds 0 and 1 of vars-d: 74.6 and 75.0 clean, so 60.6 and 61.0 in the mean of corruptions
     assert page.row(0, "vars-d")[3:7] == ["75.0 ± 0.4", "60.8 ± 0.3 (n = 2)", "45.0 ± 0.4", "34.8 ± 0.3 (n = 2)"]
@@ -350,14 +353,14 @@ def test_diverged_solvers_are_named_and_not_in_the_means(tmp_path: Path) -> None
     lines = (tmp_path / "results.csv").read_text().splitlines()
     for number, line in enumerate(lines):
         values = line.split(",")
-        if values[2] == "nesterov" or values[:3] == ["vars-d", "1", "euler-20"]:
+        if values[2] == "nesterov" or values[:3] == ["vars-d", "1", "euler@20"]:
             lines[number] = ",".join([*values[:5], "", "", ""])
     (tmp_path / "results.csv").write_text("\n".join(lines))
     page = report(tmp_path)
     assert page.row(1, "vars-d", "nesterov")[2:] == ["diverged", "diverged", DASH, DASH]
-    assert page.row(1, "vars-d", "euler-20")[2] == "76.8 (n = 1)"
+    assert page.row(1, "vars-d", "euler@20")[2] == "76.8 (n = 1)"
     assert "vars-d, seed 0 and 1: nesterov diverged, so no accuracy is given there." in page.text
-    assert "vars-d, seed 1: euler-20 diverged" in page.text
+    assert "vars-d, seed 1: euler@20 diverged" in page.text
     assert "no usable accuracy" not in page.text
 
 

@@ -51,6 +51,13 @@ REDUCED: dict[str, dict[str, object]] = {
         "TOLERANCES": (1e-2, 1e-3),
         "ITERATIONS": (5, 50),
     },
+    "dial": {
+        "TRAIN_IMAGES": 100,
+        "TEST_IMAGES": 20,
+        "EPOCHS": 1,
+        "SOLVES": "euler@1,5; douglas_rachford",
+        "PATH": (0.0, 1.0, 5.0),
+    },
     "quickstart": {"TRAIN_IMAGES": 200, "TEST_IMAGES": 100, "EPOCHS": 1},
     "robustness": {"ATTACK_IMAGES": 20, "ATTACK_EPS": (0, 8)},
     "self_attention_limit": {

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from demo_cases import TINY
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import solvers.catalogue
 import vars_ode
 from vars_ode.cli import app
+from vars_ode.study.plan import read_plan
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -68,10 +70,18 @@ def test_command_exists(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     if program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert [a for a in arguments if "=" not in a and a not in targets] == []
+    elif program == "vars-ode" and arguments[0] == "study":  # an hour of trainings: only whether they can be
+        plan, names, _ = read_plan(ROOT / arguments[1])
+        assert [plan.build(name, seed=0) for name in names]
     elif program == "vars-ode":
         monkeypatch.chdir(tmp_path)
+        if arguments[0] == "dial":  # a run of the demo, where the demo leaves it
+            vars_ode.save_pretrained(TINY.build("vars-sd-coupling", seed=0), arguments[1])
+            arguments += ["--images", "8"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
+    elif program == "python" and arguments[0] != "-m":
+        assert (ROOT / arguments[0]).is_file()
     elif program == "python":
         assert arguments[:2] == ["-m", "pytest"]
         assert [a for a in arguments if a.startswith("tests") and not (ROOT / a).exists()] == []

@@ -3,23 +3,49 @@
 import os
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from vars_ode.study.plan import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Visual attention from recurrent sparse reconstruction (VARS) as an ODE with pluggable solvers.",
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vars-ode {metadata.version('vars-ode')}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
-    """Without a callback typer would turn a single command into the program itself."""
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Visual attention from recurrent sparse reconstruction (VARS) as an ODE with pluggable solvers."""
+
+
+@app.command()
+def info() -> None:
+    """Print versions, machine, devices and threads: for bug reports, and to read results beside."""
+    from vars_ode.environment import environment
+
+    found = environment()
+    width = max(map(len, found))
+    for name, value in found.items():
+        typer.echo(f"{name.ljust(width)}  {value}")
 
 
 @app.command()
@@ -35,17 +61,18 @@ def demo(
         list[str] | None,
         typer.Option(
             help="An attention to train; give the option again for more. By default softmax, vars-d-factor, "
-            "vars-sd-factor and vars-sd-dictionary, out of vars_ode.available_attentions()."
+            "vars-sd-factor and vars-sd-coupling, out of vars_ode.available_attentions()."
         ),
     ] = None,
     solver: Annotated[
-        str, typer.Option(help="Solver that the VARS models are trained with: a name, with -N for N steps.")
-    ] = "euler-5",
+        str, typer.Option(help="Solve that the VARS models are trained with: NAME@TIME, in steps of dt = 1.")
+    ] = "euler@5",
     sparsity: Annotated[float, typer.Option(help="Weight lam of the l1 norm.")] = 0.3,
+    ridge: Annotated[float, typer.Option(help="Of the elastic net, as a share of the step bound's L.")] = 0.05,
     horizon: Annotated[
         str,
         typer.Option(help='Steps of each update: "fixed", or drawn, as in "uniform 1-10" or "log-uniform 1-64 +0.25".'),
-    ] = "fixed",
+    ] = "uniform 1-10",
     out: Annotated[
         Path | None, typer.Option(help="Results folder: new, or to be continued.  [default: runs/demo]")
     ] = None,
@@ -60,32 +87,69 @@ def demo(
     Writes results.csv, results.json, weights, plots and report.html into the results folder.
     """
     from vars_ode import demo as presets
-    from vars_ode.report.study import write_report
-    from vars_ode.study.run import run_study
     from vars_ode.training import parse_horizon
 
     default = presets.QUICK if quick else presets.FULL
     folder = out or Path("runs/demo-quick" if quick else "runs/demo")
-    try:
+    count = seeds if seeds is not None else (1 if quick else 2)
+    with _refusals("demo"):
         recipe = replace(default.recipe, horizon=parse_horizon(horizon))
         recipe = replace(recipe, epochs=epochs) if epochs is not None else recipe
-        plan = replace(default, recipe=recipe, solver=solver, sparsity=sparsity)
-        attentions = attention or (presets.QUICK_ATTENTIONS if quick else presets.ATTENTIONS)
-        count = seeds if seeds is not None else (1 if quick else 2)
-        failures = run_study(folder, plan, attentions, count, workers, _command())
+        plan = replace(default, recipe=recipe, solver=solver, sparsity=sparsity, ridge=ridge)
+        _study(folder, plan, attention or (presets.QUICK_ATTENTIONS if quick else presets.ATTENTIONS), count, workers)
+
+
+@app.command()
+def study(
+    plan: Annotated[Path, typer.Argument(help="A YAML file, such as docs/study/dial.yaml.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder: new, or to be continued.  [default: runs/NAME-OF-THE-PLAN]")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes of one thread each.  [default: all cores]")] = None,
+) -> None:
+    """Train and measure the models of a plan, and print their accuracy under every solve.
+
+    Finished trainings and measurements in the results folder are kept, so that the same command goes on after a stop.
+    Writes results.csv, results.json, weights, plots and report.html into the results folder.
+    """
+    from vars_ode.study.plan import read_plan
+    from vars_ode.study.records import read_results
+    from vars_ode.study.tables import dial_table
+
+    folder = out or Path("runs") / plan.stem
+    with _refusals("study"):
+        settings, names, seeds = read_plan(plan)
+        _study(folder, settings, names, seeds, workers)
+    typer.echo(dial_table(read_results(folder)))
+
+
+def _study(folder: Path, plan: "Plan", names: Sequence[str], seeds: int, workers: int | None) -> None:
+    """Run a study and write its report."""
+    from vars_ode.report.study import write_report
+    from vars_ode.study.run import run_study
+
+    try:
+        failures = run_study(folder, plan, names, seeds, workers, _command())
         report = write_report(folder)
     except KeyboardInterrupt:
         finished = len(list(folder.glob("runs/*/run.json")))
         typer.echo(f"\nStopped. {finished} finished runs are kept in {folder}; the same command continues.", err=True)
         raise typer.Exit(130) from None
-    except ValueError as error:
-        typer.echo(f"vars-ode demo: {error}", err=True)
-        raise typer.Exit(2) from None
     for failure in failures:
         typer.echo(f"failed: {failure}", err=True)
     typer.echo(f"Report: {report}")
     if failures:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _refusals(command: str) -> Iterator[None]:
+    """A ValueError is the user's: its sentence, without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        typer.echo(f"vars-ode {command}: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -155,13 +219,65 @@ def convergence(
 
 
 @app.command()
+def dial(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A saved model: a folder of save_pretrained, such as a run of the demo, or a file.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="fashion-mnist (embedded), or a folder with one subfolder of pictures per class.")
+    ] = "fashion-mnist",
+    solvers: Annotated[
+        str,
+        typer.Option(
+            help="Solves: NAME@TIME in steps of dt = 1 (several times with commas), NAME@TIME/STEPS, or NAME to the "
+            'equilibrium; ";" between.'
+        ),
+    ] = "euler@1,2,3,5,10,20; rk4@5; fixed_point",
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(help="Also under it; give the option again for more.  [default: small_gaussian_noise]"),
+    ] = None,
+    severity: Annotated[int, typer.Option(help="Of the corruptions, from 1.")] = 2,
+    images: Annotated[int | None, typer.Option(help="How many of the pictures.  [default: all]")] = None,
+    out: Annotated[Path, typer.Option(help="Results folder: new, or of an earlier run of this command.")] = Path(
+        "runs/dial"
+    ),
+) -> None:
+    """Measure a trained model under other solves of its layers, without retraining: accuracy against cost.
+
+    Works in one thread, so that times compare. Prints a table; writes dial.csv and dial.png into the results folder.
+    """
+    import torch
+
+    from vars_ode.analysis import accuracy_by_solver
+    from vars_ode.analysis.subjects import find_classifier
+    from vars_ode.bench import table
+    from vars_ode.files import claim_folder
+
+    torch.set_num_threads(1)
+    with _refusals("dial"):
+        subject = find_classifier(checkpoint, data, images)
+        corruptions = [(name, severity) for name in corruption or ["small_gaussian_noise"]]
+        claim_folder(out, "dial.csv", "dial")
+        found = accuracy_by_solver(subject.model, subject.data, solvers, corruptions=corruptions)
+        found.to_csv(out / "dial.csv")
+        found.plot().savefig(out / "dial.png", dpi=150)
+    typer.echo(subject.name)
+    typer.echo(table([{name: value for name, value in row.items() if name != "notes"} for row in found.to_rows()]))
+    for sentence in found.findings():
+        typer.echo(sentence)
+    typer.echo(f"Picture: {out / 'dial.png'}")
+
+
+@app.command()
 def bench(
     name: Annotated[
         str,
         typer.Argument(
             help="equilibrium: iterations and time to a KKT residual, by solver. memory: of each adjoint, by steps. "
             "adjoint: forward and backward pass of each adjoint. adjoint-horizon: error of each adjoint's gradient, by "
-            "horizon. rates: cost and tightness of the step bounds. vars-s: its Gram, applied and formed."
+            "horizon. truncated: the truncated gradient beside the implicit one. rates: cost and tightness of the step "
+            "bounds. vars-s: its Gram, applied and formed."
         ),
     ],
 ) -> None:
@@ -171,11 +287,8 @@ def bench(
     from solvers.checks import one_of
     from vars_ode.bench import BENCHES, table
 
-    try:
+    with _refusals("bench"):
         one_of("bench", name, BENCHES)
-    except ValueError as error:
-        typer.echo(f"vars-ode bench: {error}", err=True)
-        raise typer.Exit(2) from None
     torch.set_num_threads(1)
     typer.echo(table(BENCHES[name]()))
 

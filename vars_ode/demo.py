@@ -3,18 +3,18 @@
 from dataclasses import replace
 
 from vars_ode.study.plan import Plan
-from vars_ode.training import Recipe
+from vars_ode.training import RandomHorizon, Recipe
 
-FULL = Plan()
-ATTENTIONS = ("softmax", "vars-d-factor", "vars-sd-factor", "vars-sd-dictionary")
+FULL = Plan(recipe=Recipe(epochs=5, batch_size=50, horizon=RandomHorizon(1, 10)), ridge=0.05)
+ATTENTIONS = ("softmax", "vars-d-factor", "vars-sd-factor", "vars-sd-coupling")
 
 QUICK = replace(
     FULL,
-    recipe=Recipe(epochs=1, batch_size=50),
+    recipe=replace(FULL.recipe, epochs=1),
     train_images=1000,
     test_images=200,
     severities=(2,),
     corruptions=("small_gaussian_noise", "small_gaussian_blur", "small_contrast", "small_occlusion"),
-    sweep=("single-step", "euler-5", "rk4-5"),
+    sweep="euler@1,5,20; rk4@5",
 )
 QUICK_ATTENTIONS = ("softmax", "vars-sd-factor")

@@ -5,6 +5,8 @@ found.plot().savefig("work_precision.png")
 found.to_csv("work_precision.csv")
 """
 
+from vars_ode.analysis.accuracy import AccuracyBySolver as AccuracyBySolver
+from vars_ode.analysis.accuracy import accuracy_by_solver as accuracy_by_solver
 from vars_ode.analysis.basin import Basin as Basin
 from vars_ode.analysis.basin import basin as basin
 from vars_ode.analysis.equilibrium import Equilibrium as Equilibrium

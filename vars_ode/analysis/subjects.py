@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.transforms import Normalize
 
 from vars_ode.building import SMALL_MODEL, ModelSpec
 from vars_ode.checkpoints import CheckpointError
-from vars_ode.data import pictures_for
+from vars_ode.data import labelled_pictures, pictures_for
 from vars_ode.models import available_attentions, layer_inputs
 from vars_ode.saving import has_description, load_checkpoint, num_classes_of
 
@@ -56,6 +58,33 @@ def find_subject(
     inputs = (pictures - mean) / std
     layer_inputs(model, inputs)  # refuses a model without VARS layers, or one that cannot take the pictures
     return Subject(shown, model, pictures, inputs, weights)
+
+
+class Classifier(NamedTuple):
+    """A trained model of pictures in [0, 1], and labelled ones."""
+
+    name: str
+    model: nn.Module
+    data: Dataset[Any]
+
+
+def find_classifier(checkpoint: Path, source: str, count: int | None) -> Classifier:
+    """Load a trained model, and the pictures that it is to be measured on.
+
+    Args:
+        checkpoint: a folder or file that was saved, which tells its model.
+        source: of the pictures, as for `vars_ode.data.labelled_pictures`.
+        count: how many of them; all by default.
+
+    Raises:
+        ValueError: a checkpoint or pictures that cannot be used.
+    """
+    model = _load(checkpoint, None, None).eval()
+    channels, side, mean, std = _format(model)
+    name, data = _shown(model), labelled_pictures(source, channels, side, count)
+    if bool((mean != 0).any() or (std != 1).any()):
+        model = nn.Sequential(Normalize(mean.flatten().tolist(), std.flatten().tolist()), model).eval()
+    return Classifier(name, model, data)
 
 
 def _load(checkpoint: Path, name: str | None, attention: str | None) -> nn.Module:

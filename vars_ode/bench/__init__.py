@@ -9,6 +9,7 @@ from vars_ode.bench.equilibrium import equilibrium as equilibrium
 from vars_ode.bench.memory import memory as memory
 from vars_ode.bench.rates import rates as rates
 from vars_ode.bench.table import table as table
+from vars_ode.bench.truncated import truncated as truncated
 from vars_ode.bench.vars_s import vars_s as vars_s
 
 BENCHES: dict[str, Callable[[], Sequence[Any]]] = {
@@ -17,5 +18,6 @@ BENCHES: dict[str, Callable[[], Sequence[Any]]] = {
     "adjoint": adjoint,
     "adjoint-horizon": adjoint_horizon,
     "rates": rates,
+    "truncated": truncated,
     "vars-s": vars_s,
 }

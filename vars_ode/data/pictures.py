@@ -26,7 +26,11 @@ def pictures_for(image: Path | None, count: int, channels: int, side: int) -> Te
     Raises:
         ValueError: a file that is no picture, or channels that pictures do not have.
     """
-    pictures = _opened(image, channels) if image is not None else _embedded(count)
+    return fitted(_opened(image, channels) if image is not None else _embedded(count), channels, side)
+
+
+def fitted(pictures: Tensor, channels: int, side: int) -> Tensor:
+    """Pictures (batch, 1 or 3, height, width) in [0, 1], resized, and with as many channels as a model takes."""
     if pictures.shape[-2:] != (side, side):
         pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True, align_corners=False)
     if pictures.shape[1] != channels:

@@ -13,3 +13,6 @@ from vars_ode.models.layers import single_step_limit as single_step_limit
 from vars_ode.models.layers import vars_layers as vars_layers
 from vars_ode.models.layers import with_solver as with_solver
 from vars_ode.models.rvt import RobustVisionTransformer as RobustVisionTransformer
+from vars_ode.models.solves import AT_REST as AT_REST
+from vars_ode.models.solves import Solve as Solve
+from vars_ode.models.solves import parse_solves as parse_solves

@@ -15,6 +15,7 @@ from vars_ode.analysis.maps import AttentionMaps
 from vars_ode.analysis.measurement import Measurement
 from vars_ode.analysis.subjects import Subject
 from vars_ode.analysis.work_precision import WorkPrecision
+from vars_ode.environment import environment
 from vars_ode.files import claim_folder, write_json
 from vars_ode.report import page
 
@@ -85,7 +86,7 @@ def run_convergence(
             pieces.append(piece)
             bar.update()
     facts = {**facts, "layer": layer, "solvers": list(names), "weights": subject.weights}
-    write_json(folder / MARKER, {**facts, "files": written})
+    write_json(folder / MARKER, {**facts, "files": written, "environment": environment()})
     return write_page(folder / PAGE, folder, pieces, facts)
 
 

@@ -16,12 +16,13 @@ from vars_ode.study.statistics import Spread
 
 def accuracy_by_cost(results: Results) -> Plot:
     """Trained models under other solvers: a row of panels per variant, clean on the left and corrupted on the right."""
-    title = "Another solver without retraining: accuracy against cost"
+    title = "The dial: another solver without retraining, accuracy against cost"
     sweeps = {name: points for name in results.variants if (points := results.sweep(name))}
     reading = (
-        "Each marker is the same trained weights under another solver; the filled star is the solver of the "
-        "training. The horizontal axis is the solver's cost, evaluations of the vector field per layer and image "
-        "(logarithmic). The thin line connects Euler's method with increasing numbers of steps; bars span the seeds. "
+        "Each marker is the same trained weights under another solver; the filled star is the solver that the model "
+        "is set to. The horizontal axis is the solver's cost, evaluations of the vector field per layer and image "
+        "(logarithmic). The thin line connects Euler's method with increasing numbers of steps of the same length, "
+        "so that more steps go farther towards the equilibrium; bars span the seeds. "
         "The dashed line is softmax attention, which has no solver, and the grey band its seeds. A flat curve means "
         "that the accuracy does not depend on the solver."
     )
@@ -37,7 +38,7 @@ def accuracy_by_cost(results: Results) -> Plot:
     for row, (name, points) in zip(grid, sweeps.items(), strict=True):
         columns = {"clean": [CLEAN], "corrupted": results.sweep_conditions(name)}
         for axes, (column, conditions) in zip(row, columns.items(), strict=True):
-            here = [p for p in points if p.column == column]
+            here = [p for p in points if p.column == column and p.stable]
             lines = _cost_panel(axes, here, quantity, styles[name], results.spread(BASELINE, conditions))
             title_of_panel = literal(f"{name}: {_panel_name(column, conditions)}")
             tidy(axes, _COST_LABELS[quantity], "accuracy (%)", title_of_panel)

@@ -182,8 +182,25 @@ def solver_statements(results: Results, attention: str) -> list[str]:
         )
         best = "Best of the other solvers: " + _change(ranked[-1], trained)
         worst = " Worst: " + _change(ranked[0], trained) if len(ranked) > 1 else ""
-        sentences.append(f"{start} {best}{worst}")
+        sentences.append(f"{start} {best}{worst}{_dial(here)}")
     return sentences
+
+
+def _dial(points: list[SolverPoint]) -> str:
+    """How wide the accuracy spreads over the solves, and which is the cheapest within two points of the best."""
+    stable = [point for point in points if point.stable and point.accuracy.count]
+    if len(stable) < 3:
+        return ""
+    best = max(point.accuracy.mean for point in stable)
+    width = 100 * (best - min(point.accuracy.mean for point in stable))
+    near = [point for point in stable if point.accuracy.mean >= best - 0.02 and math.isfinite(point.evaluations)]
+    if not near:
+        return ""
+    cheapest = min(near, key=lambda point: point.evaluations)
+    return (
+        f" Over all {len(stable)} solves the accuracy spreads by {width:.1f} points; the cheapest within 2 points of "
+        f"the best is {cheapest.solver}{_evaluations(cheapest)}."
+    )
 
 
 def _evaluations(point: SolverPoint) -> str:

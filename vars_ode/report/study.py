@@ -38,14 +38,19 @@ GLOSSARY = {
     "(vars-d), or those and learned ones (vars-sd).",
     "Learned forms": "A name without a suffix, such as vars-d, learns its projections (and templates) only. -factor "
     "learns a matrix K in the recurrence, K G K in place of the Gram G = Phi^T Phi, and scales of threshold and rate; "
-    "its vector field has no energy. -dictionary learns K in the templates, Phi K in place of Phi, and has an energy.",
+    "its vector field has no energy and need not have an equilibrium. -coupling has K^T G K, with an energy; -monotone "
+    "adds a rotation to that. -dictionary learns K in the templates, Phi K in place of Phi, and has an energy.",
     "Energy": "E(a) = 1/2|V - Phi a|^2 + lam|a|_1: the error of the reconstruction by the code a, plus a penalty on "
     "its size that makes it sparse. Plots leave out the constant 1/2|V|^2.",
     "Sparsity (lam)": "The weight lam of the penalty. The higher it is, the more entries of the code are exactly zero.",
     "Solver, solver step": "The network is a differential equation, and the solver the method that integrates "
-    "it. euler-5 takes five steps of Euler's method. Fewer steps cost less and end farther from the equilibrium.",
+    "it. euler@5 takes steps of Euler's method, of length 1, to the time 5. Fewer steps cost less and end farther from "
+    "the equilibrium. euler@5/2 would take two longer steps to the same time. fixed_point, nesterov and "
+    "douglas_rachford go on until the state hardly changes, for at most 200 steps.",
+    "Horizon": "The time to which the equation is integrated. A model that was trained with a random horizon, drawn "
+    "anew at every update, has learned to answer after any number of steps.",
     "single-step": "The limit in which VARS is kernel self-attention: one step from zero without sparsity. A model "
-    "trained with more steps need not work there.",
+    "that is trained as VARS does not work there. It is not euler@1, which is one step of the trained network.",
     "Field evaluation": "One evaluation of the vector field, the right-hand side of the differential equation: the "
     "unit of a solver's cost. Softmax attention has none.",
     "Residual": "How fast the state still changes where the solver stops: zero at the equilibrium.",
@@ -215,7 +220,10 @@ def _solvers(results: Results) -> str:
         f"The same trained weights under each solver, mean ± standard deviation over seeds. {corrupted}Evaluations of "
         "the vector field are per layer and image, on clean images; milliseconds are for a forward pass of one image."
     )
-    note = "Seeds are compared in pairs here, since the weights of a seed are the same under every solver."
+    note = (
+        "Seeds are compared in pairs here, since the weights of a seed are the same under every solver. Steps that are "
+        "longer than is stable by theory are said so, and left out of the plot."
+    )
     return page.table(headings, rows, caption, texts=2) + page.bullets(sentences) + page.paragraph(note)
 
 
@@ -224,7 +232,7 @@ def _solver_row(points: list[SolverPoint], seeds: int) -> list[str]:
     columns = ("clean", "corrupted")
     accuracies = [_with_count(by_column[c].accuracy, seeds) if c in by_column else DASH for c in columns]
     cost = by_column.get("clean", points[0])
-    solver = cost.solver + (" (training)" if cost.trained else "")
+    solver = cost.solver + (" (training)" if cost.trained else "") + ("" if cost.stable else " (steps too long)")
     return [cost.attention, solver, *accuracies, plain(cost.evaluations), plain(cost.milliseconds, 3)]
 
 

@@ -1,6 +1,5 @@
 """The measurements of a study on a trained model: robustness, other solvers, traces of the solve."""
 
-import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,11 +13,13 @@ from torch.utils.data import TensorDataset
 
 import solvers
 from vars_ode import robustness
+from vars_ode.analysis.accuracy import CLEAN, AccuracyPoint, ForwardCost, accuracy_by_solver, forward_cost
+from vars_ode.analysis.measurement import number
 from vars_ode.fields import why_no_energy
 from vars_ode.layer import ReconstructionLayer
-from vars_ode.measuring import evaluation_mode, processor_time
-from vars_ode.models import layer_inputs, single_step_limit, vars_layers, with_solver
-from vars_ode.study.plan import EXACT, SINGLE_STEP, Plan, parse_solver
+from vars_ode.measuring import evaluation_mode
+from vars_ode.models import layer_inputs, parse_solves, vars_layers, with_solver
+from vars_ode.study.plan import EXACT, Plan
 
 BATCH_SIZE = 125
 PROBE_IMAGES = 50  # for evaluations and times, which differ little between images
@@ -29,23 +30,20 @@ TRACE_CORRUPTION = ("small_gaussian_noise", 2)
 
 Progress = Callable[[str], object]  # called with the name of what is measured, after each batch
 
-EQUILIBRIUM = solvers.Nesterov(max_steps=150, rtol=1e-3, atol=1e-4)
-"""About a hundred steps are enough if there is an equilibrium. With a learned factor there may be none; the solver's
-warning is then recorded with the run."""
-
 
 def conditions(plan: Plan) -> list[str]:
     """The names of everything that is done to the test images."""
-    return ["clean", *plan.corruptions, "fgsm", "pgd"]
+    return ["clean", *plan.corruptions, *plan.attacks]
 
 
 def attacks(plan: Plan) -> dict[str, Any]:
     """The attacks by name, as `robustness.evaluate` takes them."""
     eps = plan.eps
-    return {
+    known = {
         "fgsm": partial(robustness.fgsm, eps=eps),
         "pgd": partial(robustness.pgd, eps=eps, step_size=eps / 4, num_steps=5),
     }
+    return {name: known[name] for name in plan.attacks}
 
 
 def measure_robustness(
@@ -53,7 +51,7 @@ def measure_robustness(
 ) -> Iterator[dict[str, Any]]:
     """The accuracy in each condition, with the solver of the training."""
     label = plan.solver if vars_layers(model) else EXACT
-    cost = _cost(model, data)
+    cost = _columns(forward_cost(model, data.tensors[0][:PROBE_IMAGES]))
     rows = robustness.evaluate(
         model,
         data,
@@ -68,51 +66,29 @@ def measure_robustness(
 
 
 def measure_solvers(model: nn.Module, data: TensorDataset, plan: Plan, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Accuracy and cost of the same weights under the other solvers; None for a solver that diverges on some image."""
-    for label in plan.sweep:
-        if label == plan.solver or not vars_layers(model):
-            continue
-        other = with_label(model, label)
-        cost: dict[str, Any] = {"evaluations": None, "milliseconds": None}
-        with contextlib.suppress(RuntimeError, ValueError):  # it diverged: a later layer got NaN
-            cost = _cost(other, data)
-        for condition, severity in plan.sweep_conditions:
-            progress(label)
-            row: dict[str, Any] = {"condition": condition, "severity": severity, "accuracy": None}
-            try:
-                (measured,) = robustness.evaluate(other, data, [condition], [severity or 1], batch_size=BATCH_SIZE)
-            except (RuntimeError, ValueError) as error:  # logits, or a later layer's input, that are not finite
-                warnings.warn(f"{label} on {condition}: {error}", solvers.SolverWarning, stacklevel=2)
-            else:
-                row.update(measured)
-            yield {**row, "solver": label, **cost}
+    """Accuracy and cost of the same weights under the other solves; None for one that gives no finite answer."""
+    solves = [solve for solve in parse_solves(plan.sweep) if solve.label != plan.solver] if plan.sweep else []
+    if not solves or not vars_layers(model):
+        return
+    corruptions = [condition for condition in plan.sweep_conditions if condition != CLEAN]
+    found = accuracy_by_solver(
+        model,
+        data,
+        solves,
+        corruptions=corruptions,
+        batch_size=BATCH_SIZE,
+        progress=lambda label, images: progress(label),
+    )
+    for point in found.points:
+        for note in point.notes:
+            warnings.warn(f"{point.solve}: {note}", solvers.SolverWarning, stacklevel=2)
+        for (condition, severity), accuracy in point.by_condition.items():
+            row = {"condition": condition, "severity": severity, "accuracy": number(accuracy)}
+            yield {**row, "solver": point.solve, **_columns(point), "stable": point.stable}
 
 
-def with_label(model: nn.Module, label: str) -> nn.Module:
-    """A copy that shares the weights, with the solver that a label of the plan stands for.
-
-    Args:
-        label: as for `parse_solver`, or "single-step" for the limit in which VARS is self-attention.
-    """
-    if label == SINGLE_STEP:
-        return single_step_limit(model)
-    return with_solver(model, EQUILIBRIUM if label == "nesterov" else parse_solver(label))
-
-
-@torch.no_grad()
-def _cost(model: nn.Module, data: TensorDataset) -> dict[str, Any]:
-    """Field evaluations per layer and image, and milliseconds per image of a forward pass."""
-    images = data.tensors[0][:PROBE_IMAGES]
-    evaluations = [
-        layer.solve(tokens).stats["num_field_evals"].double().mean().item()
-        for layer, tokens in (layer_inputs(model, images).values() if vars_layers(model) else ())
-    ]
-    with evaluation_mode(model):
-        _, milliseconds = processor_time(lambda: model(images))  # several runs share the machine
-    return {
-        "evaluations": float(np.mean(evaluations)) if evaluations else 0.0,
-        "milliseconds": milliseconds / len(images),
-    }
+def _columns(cost: ForwardCost | AccuracyPoint) -> dict[str, Any]:
+    return {name: number(getattr(cost, name)) for name in ("evaluations", "milliseconds", "residual")}
 
 
 @torch.no_grad()

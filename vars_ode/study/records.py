@@ -47,6 +47,7 @@ class AccuracyRow:
     accuracy: float
     evaluations: float = math.nan
     milliseconds: float = math.nan
+    stable: bool = True  # whether theory lets the steps be this long
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class SolverPoint:
     by_seed: dict[int, float]
     evaluations: float
     milliseconds: float
+    stable: bool = True
 
     @property
     def accuracy(self) -> Spread:
@@ -195,7 +197,10 @@ class Results:
                     for quantity in ("evaluations", "milliseconds")
                 ]
                 if by_seed:
-                    points.append(SolverPoint(attention, solver, solver in trained, column, by_seed, *cost))
+                    stable = all(r.stable for key, r in self.rows.items() if (key[0], key[2]) == (attention, solver))
+                    points.append(
+                        SolverPoint(attention, solver, solver in trained, column, by_seed, cost[0], cost[1], stable)
+                    )
         return sorted(points, key=lambda p: (math.isnan(p.evaluations), p.evaluations, p.solver))
 
     def diverged(self) -> dict[tuple[str, str], list[int]]:
@@ -281,7 +286,8 @@ def _row(line: dict[str, str]) -> AccuracyRow | None:
     if not (attention and condition and measured and math.isfinite(seed) and math.isfinite(severity)):
         return None
     cost = number(line.get("evaluations")), number(line.get("milliseconds"))
-    return AccuracyRow(attention, int(seed), solver or "", Condition(condition, int(severity)), accuracy, *cost)
+    where = attention, int(seed), solver or "", Condition(condition, int(severity))
+    return AccuracyRow(*where, accuracy, *cost, stable=line.get("stable") != "False")
 
 
 def _read_json(results: Results) -> None:

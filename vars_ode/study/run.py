@@ -4,15 +4,12 @@ import csv
 import json
 import multiprocessing
 import os
-import platform
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +21,29 @@ from torch.utils.data import TensorDataset
 import solvers
 from vars_ode.building import ModelSpec
 from vars_ode.data import fashion_mnist
+from vars_ode.environment import environment
 from vars_ode.files import claim_folder, write_json
 from vars_ode.models import vars_layers
-from vars_ode.saving import save_pretrained
+from vars_ode.saving import load_pretrained, save_pretrained
 from vars_ode.study.measure import measure_robustness, measure_solvers, measure_traces
 from vars_ode.study.plan import EXACT, Plan
 from vars_ode.study.progress import Event, Progress, reporter
 from vars_ode.training import fit, flip_and_shift
 
 RECORD = "settings.json"
-COLUMNS = ("attention", "seed", "solver", "condition", "severity", "accuracy", "evaluations", "milliseconds")
+TRAINED = "training.json"
+COLUMNS = (
+    "attention",
+    "seed",
+    "solver",
+    "condition",
+    "severity",
+    "accuracy",
+    "evaluations",
+    "milliseconds",
+    "residual",
+    "stable",
+)
 _BY_COST = ("vars-softmax", "vars-sd", "vars-d", "softmax")  # dear ones first, so that no worker waits at the end
 
 
@@ -47,10 +57,6 @@ class Job(NamedTuple):
     def name(self) -> str:
         return f"{self.attention}-seed{self.seed}"
 
-    @property
-    def cost_rank(self) -> int:
-        return next((rank for rank, prefix in enumerate(_BY_COST) if self.attention.startswith(prefix)), 0)
-
 
 def run_study(
     folder: Path,
@@ -62,13 +68,13 @@ def run_study(
 ) -> list[str]:
     """Train and measure every attention with every seed; write results.csv and results.json.
 
-    Runs that are finished in `folder` already are kept. An interrupted study (KeyboardInterrupt) leaves its finished
-    runs there.
+    Runs that are finished in `folder` already are kept, and models that are trained there are not trained again. An
+    interrupted study (KeyboardInterrupt) leaves what is finished.
 
     Args:
         folder: where results go; new, empty, or of a study with the same plan.
         plan: what the results depend on.
-        attentions: names out of `vars_ode.available_attentions`.
+        attentions: names out of `vars_ode.available_attentions`, or of arms of the plan.
         seeds: seeds 0, ..., seeds - 1.
         workers: processes of one thread each; as many as there are cores by default.
         command: how to repeat the run, for the report.
@@ -87,7 +93,8 @@ def run_study(
         _try_out(attention, plan)
     study = _open(folder, plan)
     started = time.monotonic()
-    missing = sorted((job for job in jobs if not _finished(folder, job)), key=lambda job: (job.cost_rank, job.seed))
+    missing = [job for job in jobs if not _finished(folder, job)]
+    missing.sort(key=lambda job: (_cost_rank(plan.arm(job.attention).attention), job.seed))
     try:
         failures = _run_jobs(folder, plan, missing, workers, len(jobs))
     finally:
@@ -128,6 +135,10 @@ def _open(folder: Path, plan: Plan) -> dict[str, Any]:
     (folder / "runs").mkdir(exist_ok=True)
     write_json(record, study)
     return study
+
+
+def _cost_rank(attention: str) -> int:
+    return next((rank for rank, prefix in enumerate(_BY_COST) if attention.startswith(prefix)), 0)
 
 
 def _finished(folder: Path, job: Job) -> bool:
@@ -174,17 +185,19 @@ def _start_worker(events: Any) -> None:
 def _run(folder: Path, plan: Plan, job: Job) -> str | None:
     """Train and measure one model; a sentence if it failed. The record is written last: a run without one is undone."""
     report = reporter(_events, job.name)
+    target = folder / "runs" / job.name
     try:
+        training = _trained(target)
+        if training is None:
+            training = _train(plan, job, target, report)
+        model = load_pretrained(target)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", solvers.SolverWarning)
-            record, rows, traces, model = _train_and_measure(plan, job, report)
-        record["warnings"] = sorted({str(warning.message) for warning in caught})
-        target = folder / "runs" / job.name
-        target.mkdir(parents=True, exist_ok=True)
-        save_pretrained(model, target)
+            rows, traces = _measure(model, plan, report)
+        training["warnings"] = sorted({*training["warnings"], *_messages(caught)})
         if traces:
             np.savez_compressed(target / "trace.npz", **traces)
-        write_json(target / "run.json", {**record, "rows": rows})
+        write_json(target / "run.json", {**training, "rows": rows})
     except Exception as error:  # of whatever kind: the other runs go on, and the user is told
         return f"{type(error).__name__}: {error}"
     finally:
@@ -192,39 +205,58 @@ def _run(folder: Path, plan: Plan, job: Job) -> str | None:
     return None
 
 
-def _train_and_measure(plan: Plan, job: Job, report: Any) -> tuple[dict[str, Any], list[Any], Any, nn.Module]:
+def _trained(target: Path) -> dict[str, Any] | None:
+    """The record of a training that is finished, with its model beside it."""
+    try:
+        record: dict[str, Any] = json.loads((target / TRAINED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "warnings" in record else None
+
+
+def _train(plan: Plan, job: Job, target: Path, report: Any) -> dict[str, Any]:
+    """Train a model and save it; the record, which is written last."""
     model = plan.build(job.attention, job.seed)
-    train, test = (
-        _head(fashion_mnist("train"), plan.train_images),
-        _head(fashion_mnist("test"), plan.test_images),
-    )
     started = time.process_time()
-    history = fit(
-        model,
-        train,
-        plan.recipe,
-        seed=job.seed,
-        augment=flip_and_shift,
-        progress=lambda update, updates: report(Event.TRAINED, update / updates),
-    )
-    seconds = time.process_time() - started
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", solvers.SolverWarning)
+        history = fit(
+            model,
+            _head(fashion_mnist("train"), plan.train_images),
+            plan.recipe_of(job.attention),
+            seed=job.seed,
+            augment=flip_and_shift,
+            progress=lambda update, updates: report(Event.TRAINED, update / updates),
+        )
+    record = {
+        "attention": job.attention,
+        "seed": job.seed,
+        "solver": plan.solver if vars_layers(model) else EXACT,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_seconds": time.process_time() - started,
+        "history": history,
+        "final_loss": history[-1]["loss"],
+        "warnings": _messages(caught),
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    save_pretrained(model, target)
+    write_json(target / TRAINED, record)
+    return record
+
+
+def _measure(model: nn.Module, plan: Plan, report: Any) -> tuple[list[Any], Any]:
+    """All rows of results.csv, and the traces of a model that has a solver."""
+    test = _head(fashion_mnist("test"), plan.test_images)
 
     def progress(what: str) -> None:
         report(Event.MEASURED, what)
 
     rows = [*measure_robustness(model, test, plan, progress), *measure_solvers(model, test, plan, progress)]
-    has_solver = bool(vars_layers(model))
-    traces = measure_traces(model, test, progress) if has_solver else None
-    record = {
-        "attention": job.attention,
-        "seed": job.seed,
-        "solver": plan.solver if has_solver else EXACT,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "train_seconds": seconds,
-        "history": history,
-        "final_loss": history[-1]["loss"],
-    }
-    return record, rows, traces, model
+    return rows, measure_traces(model, test, progress) if vars_layers(model) else None
+
+
+def _messages(caught: list[warnings.WarningMessage]) -> list[str]:
+    return sorted({str(warning.message) for warning in caught})
 
 
 def _head(data: TensorDataset, count: int) -> TensorDataset:
@@ -240,13 +272,4 @@ def _gather(folder: Path, study: dict[str, Any], command: str) -> None:
         for record in records:
             keys = {"attention": record["attention"], "seed": record["seed"]}
             writer.writerows({**keys, **row} for row in record.pop("rows"))
-    write_json(folder / "results.json", {**study, "versions": versions(), "command": command, "runs": records})
-
-
-def versions() -> dict[str, str]:
-    packages = ("vars-ode", "torch", "timm", "torchdiffeq", "torchode", "numpy", "scipy")
-    return {
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
-        "platform": f"{sys.platform} {platform.machine()}",
-    }
+    write_json(folder / "results.json", {**study, "versions": environment(), "command": command, "runs": records})

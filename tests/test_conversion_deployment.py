@@ -69,7 +69,7 @@ def test_features_only_and_graphs_of_torch_fx() -> None:
     assert len(convert_attention(features).converted) == 2
     torch.testing.assert_close(features(images), expected)
     for name in ("vit", "eva02"):
-        original, converted, images = pair(name)
+        _, converted, images = pair(name)
         set_solver(converted, **SOLVED)
         graph = FeatureGraphNet(converted, out_indices=(0, 1), out_map={"blocks.0": "first", "blocks.1": "second"})
         kept = converted.forward_intermediates(images, indices=[0, 1], intermediates_only=True, output_fmt="NLC")

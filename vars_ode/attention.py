@@ -1,6 +1,6 @@
 """VARS attention: sparse reconstruction, solved to its equilibrium or over a finite horizon, as self-attention."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,7 @@ class VARSAttention(ReconstructionLayer):
     """
 
     RATES = tuple(RATES)
+    context_names: ClassVar[tuple[str, ...]] = ("attn_mask", "is_causal")
 
     def __init__(
         self,

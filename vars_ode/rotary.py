@@ -35,6 +35,8 @@ class VARSRotaryAttention(VARSAttention):
         ValueError: `num_kv_heads` is no divisor of `num_heads`, or differs from it with a fused projection.
     """
 
+    context_names = ("rope", "attn_mask", "is_causal")
+
     def __init__(
         self,
         dim: int,

@@ -1,5 +1,7 @@
 """VARS attention in place of the self-attention of models that are built already."""
 
+from vars_ode.conversion.annealing import Annealing as Annealing
+from vars_ode.conversion.annealing import anneal as anneal
 from vars_ode.conversion.convert import SINGLE_STEP as SINGLE_STEP
 from vars_ode.conversion.convert import ConversionReport as ConversionReport
 from vars_ode.conversion.convert import convert_attention as convert_attention

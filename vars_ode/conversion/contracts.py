@@ -51,12 +51,12 @@ def vars_layer(original: nn.Module, options: Mapping[str, Any]) -> VARSAttention
 
 
 def _plain(original: Any, options: dict[str, Any]) -> VARSAttention:
-    head_dim = getattr(original, "head_dim", None) or original.qkv.out_features // (3 * original.num_heads)
+    dim = _width(original.qkv)
     return VARSAttention(
-        original.qkv.in_features,
+        dim,
         original.num_heads,
-        head_dim,
-        qkv_bias=original.qkv.bias is not None,
+        getattr(original, "head_dim", dim // original.num_heads),
+        qkv_bias=getattr(original.qkv, "bias", None) is not None,
         **_place(original, options),
     )
 
@@ -66,14 +66,14 @@ def _rotary(original: Any, options: dict[str, Any]) -> VARSRotaryAttention:
     query, key = (original.qkv, original.qkv) if fused else (original.q_proj, original.k_proj)
     separate_bias = getattr(original, "q_bias", None) is not None
     return VARSRotaryAttention(
-        query.in_features,
+        _width(query),
         original.num_heads,
         attn_head_dim=original.head_dim,
         num_prefix_tokens=original.num_prefix_tokens,
         rotate_half=getattr(original, "rotate_half", False),
         qkv_fused=fused,
-        qkv_bias=query.bias is not None or separate_bias,
-        key_bias=key.bias is not None,
+        qkv_bias=getattr(query, "bias", None) is not None or separate_bias,
+        key_bias=getattr(key, "bias", None) is not None,
         num_kv_heads=getattr(original, "num_kv_heads", original.num_heads),
         **_place(original, options),
     )
@@ -86,6 +86,17 @@ _CONTRACTS: dict[type[nn.Module], Callable[[Any, dict[str, Any]], VARSAttention]
     AttentionRope: _rotary,
     EvaAttention: _rotary,
 }
+
+
+def _width(projection: nn.Module) -> int:
+    """Of the tokens; a ValueError for what does not tell it."""
+    width = getattr(projection, "in_features", None)
+    if not isinstance(width, int):
+        raise ValueError(
+            f"a projection of an attention layer is a {type(projection).__name__} without in_features, so the width of "
+            "the tokens is unknown; convert the model before its projections are replaced"
+        )
+    return width
 
 
 def _place(original: nn.Module, options: dict[str, Any]) -> dict[str, Any]:

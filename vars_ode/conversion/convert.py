@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from vars_ode.attention import VARSAttention
 from vars_ode.configured import check_options
-from vars_ode.conversion.calls import Call, grid_of, noise_images, recorded_calls
 from vars_ode.conversion.contracts import is_convertible, vars_layer
 from vars_ode.conversion.fitting import differs, fit_all
+from vars_ode.conversion.places import grid_of, noise_images
 from vars_ode.conversion.reasons import why_left_alone
 from vars_ode.dictionaries import Softmax, StaticDynamic
 from vars_ode.models import NamedAttention, available_attentions, named_attention
+from vars_ode.models.calls import Call, recorded_calls
 from vars_ode.models.construction import unwrapped
 
 # One Euler step from zero without a threshold: with the softmax dictionary that is softmax attention.

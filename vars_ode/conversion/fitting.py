@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vars_ode.attention import VARSAttention
-from vars_ode.conversion.calls import Call
 from vars_ode.measuring import evaluation_mode
+from vars_ode.models.calls import Call
 
 ITERATIONS = 20  # of L-BFGS; the loss of most layers no longer moves in its second digit
 

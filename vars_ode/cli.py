@@ -317,13 +317,13 @@ def convert(
 
     With vars-softmax its outputs stay as they were. Random weights without --weights and --pretrained.
     """
-    import vars_ode
-    from vars_ode.saving import create_with_weights
+    from vars_ode.conversion import convert_attention
+    from vars_ode.saving import create_with_weights, save_pretrained
 
     try:
         built = create_with_weights(model, weights, pretrained, num_classes)
-        report = vars_ode.convert_attention(built, attention, match)
-        vars_ode.save_pretrained(built, out)
+        report = convert_attention(built, attention, match)
+        save_pretrained(built, out)
     except (ValueError, OSError, RuntimeError) as error:
         typer.echo(f"vars-ode convert: {error}", err=True)
         raise typer.Exit(2) from None

@@ -14,6 +14,9 @@ from vars_ode.baselines import PerformerAttention as PerformerAttention  # noqa:
 from vars_ode.baselines import PositionScaledAttention as PositionScaledAttention  # noqa: E402
 from vars_ode.building import ModelSpec as ModelSpec  # noqa: E402
 from vars_ode.checkpoints import CheckpointError as CheckpointError  # noqa: E402
+from vars_ode.conversion import ConversionReport as ConversionReport  # noqa: E402
+from vars_ode.conversion import anneal as anneal  # noqa: E402
+from vars_ode.conversion import convert_attention as convert_attention  # noqa: E402
 from vars_ode.convolutional import VARSConvAttention as VARSConvAttention  # noqa: E402
 from vars_ode.dictionaries import Dynamic as Dynamic  # noqa: E402
 from vars_ode.dictionaries import Softmax as Softmax  # noqa: E402
@@ -26,9 +29,11 @@ from vars_ode.fields import kkt_residual as kkt_residual  # noqa: E402
 from vars_ode.layer import ReconstructionLayer as ReconstructionLayer  # noqa: E402
 from vars_ode.models import RobustVisionTransformer as RobustVisionTransformer  # noqa: E402
 from vars_ode.models import attention_layer as attention_layer  # noqa: E402
+from vars_ode.models import attention_maps as attention_maps  # noqa: E402
 from vars_ode.models import available_attentions as available_attentions  # noqa: E402
 from vars_ode.models import set_solver as set_solver  # noqa: E402
 from vars_ode.models import with_solver as with_solver  # noqa: E402
+from vars_ode.rotary import VARSRotaryAttention as VARSRotaryAttention  # noqa: E402
 from vars_ode.saving import LoadReport as LoadReport  # noqa: E402
 from vars_ode.saving import load_checkpoint as load_checkpoint  # noqa: E402
 from vars_ode.saving import load_pretrained as load_pretrained  # noqa: E402

@@ -1,6 +1,6 @@
 """VARS attention: sparse reconstruction, solved to its equilibrium or over a finite horizon, as self-attention."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ from solvers import SteadyState
 from solvers.adjoints import Adjoint
 from vars_ode import dictionaries
 from vars_ode.configured import configured
-from vars_ode.dictionaries import Dictionary, ReadOut, Shape
+from vars_ode.dictionaries import Dictionary, ReadOut, Reconstruction, Shape
 from vars_ode.fields import DYNAMICS, ReconstructionArgs
 from vars_ode.grids import Grid
 from vars_ode.layer import ReconstructionLayer, check_tokens, head_width, shared_copy, warn_of_nonfinite
 from vars_ode.learned import NotLearned, learned_form
-from vars_ode.masks import split_mask
+from vars_ode.masks import split_mask, whole_mask
 from vars_ode.rates import RATES, StepBound
 
 
@@ -74,6 +74,7 @@ class VARSAttention(ReconstructionLayer):
     """
 
     RATES = tuple(RATES)
+    context_names: ClassVar[tuple[str, ...]] = ("attn_mask", "is_causal")
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class VARSAttention(ReconstructionLayer):
         if num_features is not None:
             solvers.checks.positive_int("num_features", num_features)
         solvers.checks.one_of("dynamics", dynamics, DYNAMICS)
-        self.num_heads, self.head_dim, self.attn_dim = num_heads, head_dim, num_heads * head_dim
+        self.dim, self.num_heads, self.head_dim, self.attn_dim = dim, num_heads, head_dim, num_heads * head_dim
         self.scale = head_dim**-0.5
         self.field = DYNAMICS[dynamics](threshold)
         self.configure(
@@ -160,7 +161,7 @@ class VARSAttention(ReconstructionLayer):
             "normalize_queries": self.template_shape.normalize_queries,
             **self.field_options(),
         }
-        if self.attn_dim != self.qkv.in_features:
+        if self.attn_dim != self.dim:
             options["attn_head_dim"] = self.head_dim
         if self.gate is not None:
             options["gated"] = True
@@ -188,12 +189,20 @@ class VARSAttention(ReconstructionLayer):
         Returns:
             (batch, tokens, dim_out).
         """
+        return self._attend(x, attn_mask=attn_mask, is_causal=is_causal, grid=grid)
+
+    def _attend(self, x: Tensor, **context: Any) -> Tensor:
+        """The output for tokens; `context` is what `_state_problem` takes beside the projections."""
         q, k, v = self._project(x)
-        with torch.autocast(x.device.type, enabled=False):
-            args, read_out = self._state_problem(q, k, v, attn_mask=attn_mask, is_causal=is_causal, grid=grid)
-            solution = self._integrate(args, x)
-            output = read_out(self.field.code(solution.y1, args))
-        output = output.to(v.dtype).transpose(1, 2).reshape(*x.shape[:2], self.attn_dim)
+        solution = None
+        if self.code_is_drive():
+            output = self._read_out_drive(q, k, v, **context)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                args, read_out = self._state_problem(q, k, v, **context)
+                solution = self._integrate(args, x)
+                output = read_out(self.field.code(solution.y1, args))
+        output = output.to(v.dtype).transpose(1, 2).reshape(x.shape[0], x.shape[1], self.attn_dim)
         output = self.norm(output)
         if self.gate is not None:
             output = output * self.gate(x).sigmoid()
@@ -225,23 +234,31 @@ class VARSAttention(ReconstructionLayer):
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (batch, heads, tokens, head_dim); tied keys are the queries themselves."""
-        check_tokens(x, self.qkv.in_features)
-        heads = (2 if self.dictionary.tied else 3, self.num_heads, self.head_dim)
-        q, *k, v = self.qkv(x).unflatten(-1, heads).permute(2, 0, 3, 1, 4).unbind(0)
-        q = self.q_norm(q)
-        return q, self.k_norm(k[0]) if k else q, v
+        check_tokens(x, self.dim)
+        parts = 2 if self.dictionary.tied else 3
+        projected = self.qkv(x).reshape(x.shape[0], x.shape[1], parts, self.num_heads, self.head_dim)
+        projected = projected.permute(2, 0, 3, 1, 4)
+        q = self.q_norm(projected[0])
+        return q, q if self.dictionary.tied else self.k_norm(projected[1]), projected[parts - 1]
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.queries_keys_values(x)
 
-    def _state_problem(  # type: ignore[override]
+    def _state_problem(self, *projected: Tensor, **context: Any) -> tuple[ReconstructionArgs, ReadOut]:
+        q, k, v = projected
+        problem = self._state_reconstruction(q, k, v, **context)
+        return self.learned(problem, StepBound(self.rate), self.sparsity, self.ridge)
+
+    def _state_reconstruction(
         self,
-        *projected: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         grid: Grid | None = None,
-    ) -> tuple[ReconstructionArgs, ReadOut]:
-        q, k, v = projected
+    ) -> Reconstruction:
+        """What the dictionary makes of the projections, in float32 at least."""
         dtype = torch.promote_types(v.dtype, torch.float32)
         tied = k is q
         q, v = q.to(dtype), v.to(dtype)
@@ -251,8 +268,44 @@ class VARSAttention(ReconstructionLayer):
             self._check_pair_mask()
         dropout = self.attn_drop.p if self.training else 0.0
         context = {"grid": self._grid(q.shape[-2], grid)} if self.dictionary.takes_grid else {}
-        problem = self.dictionary(q, k, v, key_bias, pair_mask, dropout, **context)
-        return self.learned(problem, StepBound(self.rate), self.sparsity, self.ridge)
+        return self.dictionary(q, k, v, key_bias, pair_mask, dropout, **context)
+
+    def _read_out_drive(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        grid: Grid | None = None,
+    ) -> Tensor:
+        """The output where the code is the drive, without Gram and solver; (batch, heads, tokens, head_dim).
+
+        With the softmax dictionary it is scaled dot-product attention and nothing else: in the precision of its input,
+        under autocast, and with any mask.
+        """
+        if self.dictionary.takes_pair_mask:
+            mask = whole_mask(attn_mask, is_causal, v)
+            problem = self.dictionary(q, k, v, None, mask, self.attn_drop.p if self.training else 0.0)
+            return problem.read_out(problem.drive)
+        with torch.autocast(v.device.type, enabled=False):
+            problem = self._state_reconstruction(q, k, v, attn_mask=attn_mask, is_causal=is_causal, grid=grid)
+            return problem.read_out(problem.drive)
+
+    def code_is_drive(self) -> bool:
+        """Whether the solve is one Euler step from zero to t1 that ends at a = t1 eta b = b, as in self-attention."""
+        return (
+            self.initial == "zero"
+            and self.sparsity == 0
+            and self.ridge == 0
+            and isinstance(self.rate, int | float)
+            and self.t1 * self.rate == 1
+            and self.until is None
+            and self.learned.name is False  # a parameter without effect still has a gradient: zero
+            and self.field.threshold == "soft"
+            and isinstance(self.adjoint, solvers.Direct)
+            and self._is_single_step()
+        )
 
     def _grid(self, tokens: int, grid: Grid | None) -> Grid | None:
         """The grid of a sequence where it is known: the one given, or else the model's."""

@@ -12,12 +12,19 @@ from torch import nn
 
 from vars_ode.checkpoints.plain import decode, encode
 from vars_ode.configured import configured
+from vars_ode.conversion import conversion_of, convert_layers
 from vars_ode.dictionaries import StaticDynamic
 from vars_ode.layer import SETTINGS
-from vars_ode.models import attention_layer, named_attention, place_layers, vars_layers
+from vars_ode.models import RobustVisionTransformer, attention_layer, named_attention, place_layers, vars_layers
 from vars_ode.models.comparison import differences
-from vars_ode.models.construction import construct, construct_on_meta, takes_attention_by_name, unwrapped
-from vars_ode.models.reading import Attention, is_argument, read_model, settings_of_layers
+from vars_ode.models.construction import construct, construct_on_meta, on_meta, takes_attention_by_name, unwrapped
+from vars_ode.models.reading import (
+    Attention,
+    is_argument,
+    read_by_name,
+    read_model,
+    settings_of_layers,
+)
 
 SMALL_MODEL = "vit_nano_patch4_28"
 _OF_LAYER = ("attn_head_dim", "gated")  # stated by models of timm's for other layers than these; theirs to set
@@ -40,6 +47,8 @@ class ModelSpec:
         layers: settings of VARS layers by module name, or by a glob such as "*" or "blocks.[0-3].attn", in order and
             after everything else: {"*": {"solver": RK4(), "t1": 5.0}}.
         others: layers with another attention, by module name: {"blocks.0.attn": ("performer", {"num_features": 8})}.
+        conversion: attentions that the model's own layers are converted to once it is built, by a glob on their names:
+            {"*": ("vars-softmax", {})}.
         dtype: of parameters and buffers in floating point, such as "bfloat16"; torch's default where None.
     """
 
@@ -52,6 +61,7 @@ class ModelSpec:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     others: Mapping[str, Attention] = field(default_factory=dict)
+    conversion: Mapping[str, Attention] = field(default_factory=dict)
     dtype: str | None = None
 
     @classmethod
@@ -62,15 +72,26 @@ class ModelSpec:
         weights. Not described are training mode, `requires_grad`, gradient checkpointing and hooks.
 
         Args:
-            model: a `RobustVisionTransformer`, or a VisionTransformer of timm's with any attention that has a name;
-                also wrapped by torch.compile or DistributedDataParallel.
+            model: a `RobustVisionTransformer`, a VisionTransformer of timm's with any attention that has a name, or a
+                model of timm's registry that `convert_attention` converted; also wrapped by torch.compile or
+                DistributedDataParallel.
 
         Raises:
             ValueError: another kind of model, or one that differs from what its description builds; the message says
                 where.
         """
         model = unwrapped(model)
-        spec = cls(**read_model(model), dtype=_dtype(model))
+        try:
+            return cls._verified(cls(**read_model(model), dtype=_dtype(model)), model)
+        except ValueError:
+            if isinstance(model, RobustVisionTransformer) or not vars_layers(model):
+                raise
+            described = {**read_by_name(model), "conversion": conversion_of(model)}
+        return cls._verified(cls(**described, dtype=_dtype(model)), model)
+
+    @staticmethod
+    def _verified(spec: ModelSpec, model: nn.Module) -> ModelSpec:
+        """With the settings of the layers, if it builds the model's like; a ValueError otherwise."""
         try:
             rebuilt = spec.build_on_meta()
         except Exception as error:  # of whatever kind timm's constructors raise
@@ -93,13 +114,15 @@ class ModelSpec:
         for name, (attention, options) in self.others.items():
             other = replace(self, attention=attention, attention_options=options, layers={}, others={}).build()
             model.set_submodule(name, other.get_submodule(name))
+        for match, (attention, options) in self.conversion.items():
+            convert_layers(model, attention, match, options)
         place_layers(model)
         self._configure(model)
         return model if self.dtype is None else model.to(getattr(torch, self.dtype))
 
     def build_on_meta(self) -> nn.Module:
         """The model on torch's meta device: without memory for its weights, and without drawing random numbers."""
-        with torch.device("meta"):
+        with on_meta():
             return self.build()
 
     def updated(self, **hints: Any) -> ModelSpec:
@@ -203,7 +226,7 @@ def _encode_field(name: str, value: Any) -> Any:
         return _encode_options(value, name)
     if name == "layers":
         return {layer: _encode_options(settings, layer) for layer, settings in value.items()}
-    if name == "others":
+    if name in ("others", "conversion"):
         return {layer: [other, _encode_options(options, layer)] for layer, (other, options) in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
@@ -217,7 +240,7 @@ def _decode_field(name: str, value: Any) -> Any:
         return _decode_options(value, name)
     if name == "layers":
         return {layer: _decode_options(settings, layer) for layer, settings in _mapping(value, name).items()}
-    if name == "others":
+    if name in ("others", "conversion"):
         return {layer: _decode_other(pair, layer) for layer, pair in _mapping(value, name).items()}
     value = tuple(value) if isinstance(value, list) else value
     _check_field(name, value)

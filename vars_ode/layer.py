@@ -46,6 +46,7 @@ class ReconstructionLayer(nn.Module, ABC):
 
     RATES: ClassVar[tuple[str, ...]]  # the names that `rate` may be, instead of a number
     takes_grid: ClassVar[bool] = True  # whether `forward` has an argument `grid`
+    context_names: ClassVar[tuple[str, ...]] = ()  # arguments of `forward` by position, behind the tokens
 
     field: ProximalFlow | LCA
     layout: TokenLayout | None = None  # of the model that the layer belongs to, where that is known

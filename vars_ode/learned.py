@@ -74,13 +74,14 @@ class LearnedFactor(LearnedForm):
     def forward(
         self, problem: Reconstruction, bound: StepBound, sparsity: float, ridge: float = 0.0
     ) -> tuple[ReconstructionArgs, ReadOut]:
-        dtype = problem.gram.dtype
+        plain_gram = problem.gram
+        dtype = plain_gram.dtype
         factor = self.factor.to(dtype)
         scale = self.sparsity_scale if self.signed_sparsity else self.sparsity_scale.abs()
         # The scalars' gradients are small differences of large sums. In the authors' order of operations, as here, they
         # agree with theirs to 1e-5 in float32, in another to 2e-5.
-        plain = bound(problem.gram)
-        gram = FactoredGram(factor @ (problem.gram @ factor))
+        plain = bound(plain_gram)
+        gram = FactoredGram(factor @ (plain_gram @ factor))
         rate = 1 / ((1 / plain) / self.rate_scale.to(dtype))
         args = ReconstructionArgs(problem.drive, gram, rate, sparsity * scale.to(dtype))
         if ridge:

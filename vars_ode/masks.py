@@ -38,6 +38,17 @@ def split_mask(attn_mask: Tensor | None, is_causal: bool, like: Tensor) -> tuple
     return torch.where(largest.isneginf(), keys, keys - largest), None
 
 
+def whole_mask(attn_mask: Tensor | None, is_causal: bool, like: Tensor) -> Tensor | None:
+    """A mask for scaled_dot_product_attention: as it is, causal, or None. Arguments as in `split_mask`."""
+    tokens = like.shape[-2]
+    if is_causal:
+        return split_mask(attn_mask, is_causal, like)[1]
+    if attn_mask is None:
+        return None
+    _check_mask(attn_mask, (*like.shape[:2], tokens, tokens))
+    return attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(like.dtype)
+
+
 def _check_mask(mask: Tensor, full: tuple[int, ...]) -> None:
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__

@@ -66,15 +66,27 @@ def timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return result, 1e3 * (time.perf_counter() - started)
 
 
-def interleaved(runs: Sequence[Callable[[], object]], device: torch.device, repeats: int = 15) -> list[float]:
-    """Median milliseconds of each of several runs that take turns, so that a busy machine is busy for all of them."""
+def interleaved(
+    runs: Sequence[Callable[[], object]],
+    device: torch.device,
+    repeats: int = 15,
+    of: Callable[[Sequence[float]], float] = statistics.median,
+) -> list[float]:
+    """Milliseconds of each of several runs that take turns, so that a busy machine is busy for all of them.
+
+    Args:
+        runs: what is timed.
+        device: that they run on.
+        repeats: timed turns, after one that warms up.
+        of: what is made of the times of a run: their median, or `min`, which other processes disturb least.
+    """
     times: list[list[float]] = [[] for _ in runs]
     for turn in range(repeats + 1):
         for run, record in zip(runs, times, strict=True):
             _, milliseconds = timed(run, device)
             if turn:  # the first turn warms up
                 record.append(milliseconds)
-    return [statistics.median(record) for record in times]
+    return [of(record) for record in times]
 
 
 def processor_time(run: Callable[[], T]) -> tuple[T, float]:

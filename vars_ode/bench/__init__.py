@@ -5,6 +5,7 @@ from typing import Any
 
 from vars_ode.bench.adjoint import adjoint as adjoint
 from vars_ode.bench.adjoint_horizon import adjoint_horizon as adjoint_horizon
+from vars_ode.bench.convert import convert as convert
 from vars_ode.bench.equilibrium import equilibrium as equilibrium
 from vars_ode.bench.memory import memory as memory
 from vars_ode.bench.rates import rates as rates
@@ -22,4 +23,5 @@ BENCHES: dict[str, Callable[[], Sequence[Any]]] = {
     "truncated": truncated,
     "solver": solver,
     "vars-s": vars_s,
+    "convert": convert,
 }

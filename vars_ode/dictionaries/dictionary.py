@@ -5,6 +5,7 @@ and builds its own `Templates` from it, the module with the parameters.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -40,18 +41,25 @@ class TemplateReadOut(ReadOut):
         return F.dropout(self.templates, self.dropout, training=self.dropout > 0) @ code
 
 
-class Reconstruction(NamedTuple):
+class Reconstruction:
     """The reconstruction problem of one layer and input.
 
-    Attributes:
+    Args:
         drive: b, (batch, heads, m, d).
-        gram: G, (batch, heads, m, m).
+        gram: G, (batch, heads, m, m), or a function that forms it: a single step from zero has no use for it.
         read_out: code -> output.
     """
 
-    drive: Tensor
-    gram: Tensor
-    read_out: ReadOut
+    def __init__(self, drive: Tensor, gram: Tensor | Callable[[], Tensor], read_out: ReadOut) -> None:
+        self.drive, self.read_out = drive, read_out
+        self._gram = gram
+
+    @property
+    def gram(self) -> Tensor:
+        """G, formed at its first use."""
+        if not isinstance(self._gram, Tensor):
+            self._gram = self._gram()
+        return self._gram
 
 
 class Templates(nn.Module, ABC):

@@ -73,4 +73,4 @@ class DynamicTemplates(Templates):
 def reconstruction(read: Tensor, write: Tensor, v: Tensor, dropout: float) -> Reconstruction:
     """The problem for templates (batch, heads, tokens, m) and values (batch, heads, tokens, d)."""
     adjoint = write.transpose(-2, -1)
-    return Reconstruction(adjoint @ v, adjoint @ write, TemplateReadOut(read, dropout))
+    return Reconstruction(adjoint @ v, lambda: adjoint @ write, TemplateReadOut(read, dropout))

@@ -105,7 +105,7 @@ class SoftmaxTemplates(Templates):
         drive = v
         if key_bias is not None:
             drive = torch.where(key_bias.transpose(-2, -1).exp() == 0, 0.0, v)
-        return Reconstruction(drive, normalized_kernel(k, key_bias), SoftmaxReadOut(q, k, mask, dropout))
+        return Reconstruction(drive, lambda: normalized_kernel(k, key_bias), SoftmaxReadOut(q, k, mask, dropout))
 
 
 def normalized_kernel(k: Tensor, key_bias: Tensor | None = None) -> Tensor:

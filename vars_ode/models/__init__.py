@@ -13,6 +13,7 @@ from vars_ode.models.layers import set_solver as set_solver
 from vars_ode.models.layers import single_step_limit as single_step_limit
 from vars_ode.models.layers import vars_layers as vars_layers
 from vars_ode.models.layers import with_solver as with_solver
+from vars_ode.models.maps import attention_maps as attention_maps
 from vars_ode.models.rvt import RobustVisionTransformer as RobustVisionTransformer
 from vars_ode.models.solves import AT_REST as AT_REST
 from vars_ode.models.solves import Solve as Solve

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from timm.layers import Attention
+from timm.models import register_notrace_module
 from timm.models.vision_transformer import ATTN_LAYERS
 from torch import nn
 
@@ -108,6 +109,8 @@ def register_with_timm() -> None:
     for name in (*_ATTENTIONS, *_ALIASES):
         for spelling in (name, name.replace("-", "_")):
             ATTN_LAYERS[spelling] = attention_layer(name)
+    for layer in (VARSAttention, VARSConvAttention, PerformerAttention):  # torch.fx takes them whole, as checks of
+        register_notrace_module(layer)  # shapes and loops over steps cannot be traced
 
 
 register_with_timm()

@@ -1,7 +1,8 @@
 """Models by name, of timm's registry or of a class; and out of their wrappers."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -32,8 +33,15 @@ def construct(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 def construct_on_meta(name: str, options: Mapping[str, Any]) -> nn.Module:
     """The same on torch's meta device: without memory for weights, and without drawing random numbers."""
-    with torch.device("meta"), _Uninitialised():
+    with on_meta():
         return construct(name, options)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Models that are built inside are on torch's meta device, without their initialisation."""
+    with torch.device("meta"), _Uninitialised():
+        yield
 
 
 class _Uninitialised(TorchFunctionMode):

@@ -70,7 +70,7 @@ def set_solver(
     changes = {name: value for name, value in given.items() if value is not None}
     if until is False:
         changes["until"] = None
-    layers = _require(model, match)
+    layers = require_layers(model, match)
     settings = {name: layer.resolve(**changes) for name, layer in layers.items()}
     for name, layer in layers.items():
         layer.configure(**settings[name])
@@ -163,7 +163,7 @@ def layer_inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[ReconstructionL
     Raises:
         ValueError: there is no VARS layer in it.
     """
-    names = {layer: name or "layer" for name, layer in _require(model, None).items()}
+    names = {layer: name or "layer" for name, layer in require_layers(model, None).items()}
     found: dict[str, tuple[ReconstructionLayer, Tensor]] = {}
 
     def keep(layer: Any, inputs: tuple[Any, ...]) -> None:
@@ -179,7 +179,8 @@ def layer_inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[ReconstructionL
     return found
 
 
-def _require(model: nn.Module, match: str | None) -> dict[str, ReconstructionLayer]:
+def require_layers(model: nn.Module, match: str | None) -> dict[str, ReconstructionLayer]:
+    """`vars_layers`, with a ValueError where there are none."""
     layers = vars_layers(model, match)
     if layers:
         return layers
@@ -187,7 +188,8 @@ def _require(model: nn.Module, match: str | None) -> dict[str, ReconstructionLay
     if names:
         raise ValueError(f"no VARS layer of this {type(model).__name__} matches {match!r}; its layers: {_short(names)}")
     raise ValueError(
-        f"there is no VARS layer in this {type(model).__name__}; build it with VARS attention, such as "
+        f"there is no VARS layer in this {type(model).__name__}; convert it by "
+        "vars_ode.convert_attention(model), or build it with VARS attention, such as "
         'timm.create_model("vit_tiny_patch16_224", attn_layer=vars_ode.attention_layer("vars-d"))'
     )
 

@@ -12,11 +12,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vars_ode import dictionaries
+from vars_ode.attention import VARSAttention
 from vars_ode.configured import importable
 from vars_ode.layer import ReconstructionLayer
 from vars_ode.models.attentions import NamedAttention, available_attentions, named_attention
-from vars_ode.models.construction import construct_on_meta, name_of, takes_attention_by_name
+from vars_ode.models.construction import CLASSES, construct_on_meta, name_of, takes_attention_by_name
 from vars_ode.models.rvt import RobustVisionTransformer
+from vars_ode.rotary import VARSRotaryAttention
 
 Attention = tuple[str, dict[str, Any]]
 RVT_ARGUMENTS = tuple(
@@ -80,7 +82,58 @@ def _read_vit(model: VisionTransformer) -> dict[str, Any]:
     }
 
 
-def _in_chans(model: VisionTransformer) -> int | None:
+def read_by_name(model: nn.Module) -> dict[str, Any]:
+    """Arguments of `ModelSpec` for a model of any family of timm's, without its attention; not verified.
+
+    Told are sizes that models of many families keep on their modules, where they differ from those of the name.
+
+    Raises:
+        ValueError: the model has no name of timm's registry.
+    """
+    name = name_of(model)
+    if not name or name in CLASSES:
+        raise ValueError(
+            f"this {type(model).__name__} cannot be described, as it was not made by timm.create_model; save its state "
+            "dict, and build and convert it yourself"
+        )
+    arguments, usual = _sizes(model), _sizes(construct_on_meta(name, {}))
+    options = {key: value for key, value in arguments.items() if not _same(value, usual.get(key))}
+    own = {key: options.pop(key, None) for key in ("img_size", "in_chans")}
+    own["num_classes"] = arguments.get("num_classes")
+    options.pop("num_classes", None)
+    return {"model": name, "attention": None, **own, "model_options": options}
+
+
+def _sizes(model: Any) -> dict[str, Any]:
+    """Arguments that a model's modules tell, as far as they do; some models are a head on an `encoder`."""
+    whole, model = model, getattr(model, "encoder", model)
+    blocks = getattr(model, "blocks", None)
+    blocks = blocks if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) else [nn.Identity()]
+    patch = getattr(model, "patch_embed", None)
+    scale = getattr(blocks[0], "init_values", None)
+    size = getattr(patch, "img_size", None)
+    found = {
+        "img_size": size[0] if isinstance(size, tuple) and size[0] == size[1] else size,
+        "in_chans": _in_chans(model) if patch is not None else None,
+        "num_classes": getattr(whole, "num_classes", None),
+        "patch_size": getattr(patch, "patch_size", None),
+        "embed_dim": getattr(model, "embed_dim", None),
+        "global_pool": getattr(whole, "global_pool", None),
+        "depth": len(blocks) if isinstance(blocks, nn.Module) else None,
+        "num_heads": next((part.num_heads for part in blocks[0].modules() if hasattr(part, "num_heads")), None),
+        "num_reg_tokens": getattr(getattr(model, "reg_token", None), "shape", (0, None))[1],
+        "drop_rate": getattr(getattr(whole, "head_drop", None), "p", None),
+        "attn_drop_rate": getattr(getattr(getattr(blocks[0], "attn", None), "attn_drop", None), "p", None),
+        "drop_path_rate": _drop_path(blocks[-1]),
+        "init_values": scale if isinstance(scale, float) else None,
+        "dynamic_img_size": getattr(model, "dynamic_img_size", None),
+    }
+    kept = {key: getattr(model, key, None) for key in inspect.signature(type(model)).parameters}
+    found |= {key: value for key, value in kept.items() if isinstance(value, bool | int | float | str)}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _in_chans(model: Any) -> int | None:
     """Channels of the image; a stem of several layers keeps them where only the model tells."""
     told = getattr(model, "in_chans", None)
     return told if told is not None else getattr(getattr(model.patch_embed, "proj", None), "in_channels", None)
@@ -148,9 +201,9 @@ def _row(layer: nn.Module) -> NamedAttention | None:
     """The name with the layer's class and learned form, and with its dictionary where one has it."""
     learned = getattr(getattr(layer, "learned", None), "name", False)
     rows = [named_attention(name) for name in available_attentions()]
-    rows = [
-        row for row in rows if row.layer is importable(type(layer)) and row.options.get("learned", False) == learned
-    ]
+    kind: type[nn.Module] = importable(type(layer))
+    kind = VARSAttention if kind is VARSRotaryAttention else kind
+    rows = [row for row in rows if row.layer is kind and row.options.get("learned", False) == learned]
     dictionary = getattr(layer, "dictionary_choice", None)
     return next((row for row in rows if _has_dictionary(row, dictionary)), rows[0] if rows else None)
 

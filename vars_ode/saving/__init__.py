@@ -1,5 +1,6 @@
 """Models into folders and files, from which they come back as they were; and out of the authors' files."""
 
+from vars_ode.saving.creating import create_with_weights as create_with_weights
 from vars_ode.saving.loading import LoadReport as LoadReport
 from vars_ode.saving.loading import has_description as has_description
 from vars_ode.saving.loading import load_checkpoint as load_checkpoint

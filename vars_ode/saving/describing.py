@@ -13,13 +13,15 @@ from vars_ode.building import ModelSpec
 from vars_ode.checkpoints.files import CheckpointError
 from vars_ode.checkpoints.filling import check_fit, share_parameters, shared_parameters
 from vars_ode.checkpoints.plain import decode, encode
-from vars_ode.models import attention_layer
+from vars_ode.conversion import is_softmax_attention
+from vars_ode.models import attention_layer, vars_layers
 from vars_ode.models.comparison import differences
 from vars_ode.models.construction import construct_on_meta, takes_attention_by_name, unwrapped
 from vars_ode.models.reading import EVERY
 
 FORMAT_VERSION = 1
 _GIVE = "give attn_layer=vars_ode.attention_layer(name, **options)"
+_CONVERT = "which vars_ode.load_pretrained does by itself"
 _BY_CLASS = {  # the entry points whose defaults are those of the class
     "vision_transformer": "vit_base_patch16_224",
     "robust_vision_transformer": "rvt_tiny",
@@ -130,14 +132,15 @@ def timm_config(model: nn.Module, description: Mapping[str, Any]) -> dict[str, A
     """
     model, spec = unwrapped(model), ModelSpec.from_dict(description["spec"])
     data = _data_config(model) or {"first_conv": "patch_embed.proj", "classifier": "head"}
-    size = spec.img_size if isinstance(spec.img_size, tuple) else (spec.img_size or 224,) * 2
+    side = spec.img_size or tuple(data.get("input_size", (3, 224, 224)))[1:]
+    size = side if isinstance(side, tuple) else (side, side)
     ours = {"input_size": (spec.in_chans or 3, *size), "num_classes": spec.num_classes, "custom_load": False}
     dropped = ("architecture", "label_offset", "test_input_size")
     return {
         "architecture": _BY_CLASS.get(spec.model, spec.model),
         "num_classes": spec.num_classes,
-        "num_features": model.num_features,
-        "global_pool": model.global_pool,
+        "num_features": getattr(model, "num_features", None),
+        "global_pool": getattr(model, "global_pool", None),
         "model_args": _model_args(spec, model),
         "pretrained_cfg": {**{key: value for key, value in data.items() if key not in dropped}, **ours},
     }
@@ -149,6 +152,8 @@ def _model_args(spec: ModelSpec, model: nn.Module) -> dict[str, Any]:
     if takes_attention_by_name(spec.model):
         options = {**spec.attention_options, **spec.layers.get(EVERY, {})}
         stated |= {"attention": spec.attention, **{key: _by_name(value) for key, value in options.items()}}
+    elif spec.conversion and not all(is_softmax_attention(layer) for layer in vars_layers(model).values()):
+        stated["attn_layer"] = f"converted, {_CONVERT}"  # an argument that timm refuses
     elif spec.attention is not None:
         plain = construct_on_meta(spec.model, {**stated, "attn_layer": attention_layer(spec.attention)})
         alike = next(differences(model, plain), None) is None

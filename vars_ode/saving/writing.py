@@ -59,7 +59,8 @@ def save_pretrained(
     in). An interrupted save leaves the old model or the new one. Of several processes let one save.
 
     Args:
-        model: a `RobustVisionTransformer`, or a VisionTransformer of timm's with any attention that has a name.
+        model: a `RobustVisionTransformer`, a VisionTransformer of timm's with any attention that has a name, or a model
+            of timm's registry that `convert_attention` converted.
         directory: made where it is not there; other files in it stay.
         card: the text of README.md; or entries of its front matter, such as {"license": "mit"}. None for a skeleton,
             which replaces no card that somebody has written.
@@ -128,7 +129,8 @@ def _require_plain(value: Any, where: str) -> None:
 def _skeleton(model: nn.Module, spec: ModelSpec, front: Mapping[str, Any]) -> str:
     """The text of a model card: what is known of the model, and what is for its author to say."""
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    attention = spec.attention or "its own attention"
+    converted = dict.fromkeys(name for name, _ in spec.conversion.values())
+    attention = spec.attention or " and ".join(converted) or "its own attention"
     what = (
         f"`{spec.model}` with attention `{attention}`, {millions:.2f} million parameters. Input: images of "
         f"{spec.in_chans} channels, {spec.img_size} pixels a side; {spec.num_classes} classes."

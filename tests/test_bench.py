@@ -11,6 +11,7 @@ import solvers
 from vars_ode.bench import BENCHES, table
 from vars_ode.bench.equilibrium import equilibrium
 from vars_ode.bench.memory import memory
+from vars_ode.bench.solver import solver
 from vars_ode.cli import app
 
 
@@ -58,3 +59,10 @@ def test_tour_visits_every_solver(capsys: pytest.CaptureFixture[str]) -> None:
     assert tuple(errors) == solvers.available()
     relaxed = [error for name, error in errors.items() if solvers.get(name).reaches_equilibrium]
     assert max(relaxed) < 1e-3 < min(error for name, error in errors.items() if error not in relaxed)
+
+
+def test_a_solve_beside_a_loop_by_hand() -> None:
+    rows = solver(repeats=3)  # which refuses to compare what does not agree
+    assert [(row.problems, row.templates, row.width) for row in rows] == [(48, 64, 32), (8, 16, 8)]
+    assert all(row.ratio == row.solve_us / row.by_hand_us > 0.5 for row in rows)
+    assert rows[0].by_hand_us > rows[1].by_hand_us

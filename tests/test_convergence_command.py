@@ -16,6 +16,7 @@ from click.testing import Result
 from demo_cases import TINY
 from PIL import Image
 from typer.testing import CliRunner
+from workers import in_place_of_spawn
 
 import solvers
 import vars_ode
@@ -112,15 +113,16 @@ def test_weights_and_picture_of_the_user(tmp_path: Path) -> None:
 
 
 def test_a_run_of_a_study_is_solved_as_it_was_trained(tmp_path: Path) -> None:
-    plan = replace(TINY, sparsity=0.1, solver="rk4-3", sweep=(), sweep_conditions=())
-    assert run_study(tmp_path / "study", plan, ("vars-sd-dictionary",), seeds=1, workers=1) == []
+    plan = replace(TINY, sparsity=0.1, solver="rk4@4/3", sweep="", sweep_conditions=())
+    with in_place_of_spawn():
+        assert run_study(tmp_path / "study", plan, ("vars-sd-dictionary",), seeds=1, workers=1) == []
     folder = tmp_path / "study" / "runs" / "vars-sd-dictionary-seed0"
     assert {path.name for path in folder.iterdir()} >= {"model.safetensors", "config.json", "run.json", "trace.npz"}
     for path in (folder, folder / "model.safetensors"):
         subject = find_subject(None, None, path, None, 1, 0)
         assert subject.name == "vit_nano_patch4_28 with vars-sd-dictionary"
         for layer, tokens in analysis.layer_inputs(subject.model, subject.inputs).values():
-            assert layer.solver == solvers.RK4(num_steps=3)
+            assert (layer.solver, layer.t1) == (solvers.RK4(num_steps=3), 4.0)
             assert layer.problem(tokens)[0].sparsity == pytest.approx(0.1)
     out = tmp_path / "out"
     result = run("--checkpoint", folder, "--images", 1, "--solvers", "nesterov", "--out", out)

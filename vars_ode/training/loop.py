@@ -76,7 +76,7 @@ def fit(
 
     Raises:
         DivergedError: the loss is not finite; the message says at which update.
-        ValueError: fewer images than a batch.
+        ValueError: fewer images than a batch, or labels that are not int64 classes of the model.
     """
     images, labels = _tensors(data)
     updates_per_epoch = len(images) // recipe.batch_size
@@ -119,6 +119,7 @@ def _update(
     model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, recipe: Recipe
 ) -> tuple[float, Tensor]:
     logits = model(x)
+    _check_classes(y, logits.shape[1])
     loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
     optimizer.zero_grad()
     loss.backward()
@@ -155,4 +156,16 @@ def _tensors(data: Dataset[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
     if not isinstance(data, TensorDataset) or len(data.tensors) != 2:
         raise ValueError(f"expected a TensorDataset of (images, labels), got {type(data).__name__}")
     images, labels = data.tensors
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise ValueError(f"expected class indices as labels, torch.int64 (images,), got {labels.dtype} {tuple(labels.shape)}")
     return images, labels
+
+
+def _check_classes(labels: Tensor, classes: int) -> None:
+    """Before the loss, where a GPU would abort and torch passes -100 over without a word."""
+    bad = (labels < 0) | (labels >= classes)
+    if bool(bad.any()):
+        raise ValueError(
+            f"got the label {int(labels[bad][0])} for a model with {classes} classes; expected 0 to {classes - 1}. Leave "
+            "out images without a class, and check that data set and model have the same classes"
+        )

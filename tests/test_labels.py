@@ -1,4 +1,4 @@
-"""Labels that are not among a model's classes are an error wherever labels are taken, also -100, torch's ignore_index."""
+"""Labels that are not among a model's classes are an error wherever labels are taken, torch's ignore_index too."""
 
 from collections.abc import Callable
 from functools import partial
@@ -49,7 +49,9 @@ def test_labels_out_of_range(use: str, label: int) -> None:
         USES[use](model(), images, labels)
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(4), torch.zeros(4, 1, dtype=torch.long), torch.zeros(4, dtype=torch.int32)])
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(4), torch.zeros(4, 1, dtype=torch.long), torch.zeros(4, dtype=torch.int32)]
+)
 @pytest.mark.parametrize("use", USES)
 def test_labels_of_another_kind(use: str, labels: Tensor) -> None:
     with pytest.raises(ValueError, match=r"class indices"):

@@ -157,7 +157,9 @@ def _tensors(data: Dataset[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
         raise ValueError(f"expected a TensorDataset of (images, labels), got {type(data).__name__}")
     images, labels = data.tensors
     if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise ValueError(f"expected class indices as labels, torch.int64 (images,), got {labels.dtype} {tuple(labels.shape)}")
+        raise ValueError(
+            f"expected class indices as labels, torch.int64 (images,), got {labels.dtype} {tuple(labels.shape)}"
+        )
     return images, labels
 
 
@@ -166,6 +168,6 @@ def _check_classes(labels: Tensor, classes: int) -> None:
     bad = (labels < 0) | (labels >= classes)
     if bool(bad.any()):
         raise ValueError(
-            f"got the label {int(labels[bad][0])} for a model with {classes} classes; expected 0 to {classes - 1}. Leave "
-            "out images without a class, and check that data set and model have the same classes"
+            f"got the label {int(labels[bad][0])} for a model with {classes} classes; expected 0 to {classes - 1}. "
+            "Leave out images without a class, and check that data set and model have the same classes"
         )

@@ -99,9 +99,15 @@ def test_an_interrupted_update_leaves_the_layers_as_they_were() -> None:
     trained = model()
     (layer,) = vars_layers(trained).values()
     before = layer.settings()
-    broken = TensorDataset(torch.rand(6, 1, 28, 28), torch.full((6,), 99))
-    with pytest.raises(IndexError):
-        fit(trained, broken, Recipe(epochs=1, batch_size=6, horizon=RandomHorizon(2, 3)))
+    data = TensorDataset(torch.rand(6, 1, 28, 28), torch.zeros(6, dtype=torch.long))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = trained.register_forward_hook(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(trained, data, Recipe(epochs=1, batch_size=6, horizon=RandomHorizon(2, 3)))
+    handle.remove()
     assert layer.settings() == before
 
 

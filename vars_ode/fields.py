@@ -92,7 +92,6 @@ class _SoftThreshold(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output, inputs[1])
-        ctx.save_for_forward(output, inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -108,6 +107,11 @@ class _SoftThreshold(torch.autograd.Function):
 
 class _SoftThresholdBothModes(_SoftThreshold):
     """With forward-mode derivatives as well; of its own, since torch.compile takes no function that has them."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output, inputs[1])
+        ctx.save_for_forward(output, inputs[1])  # held for as long as the graph, also under checkpointing
 
     @staticmethod
     def jvp(ctx: Any, tangent_x: Tensor, tangent_threshold: Tensor) -> Tensor:

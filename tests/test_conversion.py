@@ -103,6 +103,30 @@ def test_every_option_and_every_mask_of_timms_layers(name: str, mask: str) -> No
     assert relative_difference(model[0](x, **call), expected) <= 1e-12
 
 
+@pytest.mark.parametrize("key_mask", [False, True])
+@torch.no_grad()
+def test_images_of_different_sizes_in_a_batch_stay_apart(key_mask: bool) -> None:
+    """A NaFlexVit masks the patches that fill up the smaller image."""
+    options = {**CASES["naflexvit"].options, "use_key_only_attn_mask": key_mask}
+    model = Case("naflexvit_base_patch16_gap", options).build(torch.float64)
+    places = torch.stack(torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij"), -1).reshape(1, 12, 2)
+    valid = torch.ones(2, 12, dtype=torch.bool)
+    valid[1, 6:] = False
+    patches = torch.randn(2, 12, 16 * 16 * 3, dtype=torch.float64)
+    batch = {"patches": patches, "patch_coord": places.repeat(2, 1, 1), "patch_valid": valid}
+    expected = model(batch)
+    assert convert_attention(model).lossless
+    assert relative_difference(model(batch), expected) <= 1e-12
+    batch["patches"] = torch.where(valid[..., None], patches, 7.0)
+    torch.testing.assert_close(model(batch)[1], expected[1])
+    set_solver(model, t1=2.0, sparsity=0.01)
+    if key_mask:
+        assert not torch.allclose(model(batch), expected)
+    else:  # rows of queries that are padding see nothing, so this mask differs between queries
+        with pytest.raises(ValueError, match="differs between queries"):
+            model(batch)
+
+
 @pytest.mark.parametrize("name", ["rotary", "rotary, grouped", "eva", "plain"])
 @torch.no_grad()
 def test_the_solver_agrees_with_the_step_that_needs_no_gram(name: str) -> None:

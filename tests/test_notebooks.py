@@ -64,6 +64,14 @@ REDUCED: dict[str, dict[str, object]] = {
         "SOLVES": "euler@1,5; douglas_rachford",
         "PATH": (0.0, 1.0, 5.0),
     },
+    "convert_pretrained": {
+        "TRAIN_IMAGES": 200,
+        "TEST_IMAGES": 20,
+        "EPOCHS": 1,
+        "FINE_TUNING_EPOCHS": 1,
+        "SPARSITIES": (0.0, 0.05),
+        "HORIZONS": (1.0, 2.0),
+    },
     "quickstart": {"TRAIN_IMAGES": 200, "TEST_IMAGES": 100, "EPOCHS": 1},
     "robustness": {"ATTACK_IMAGES": 20, "ATTACK_EPS": (0, 8)},
     "self_attention_limit": {

@@ -78,7 +78,7 @@ def anneal(
     """Raise sparsity and horizon of the VARS layers of a model over a fine-tuning, from what they are to a goal.
 
     Sparsity rises over the first half of the updates and the horizon over the second: without sparsity the code of the
-    softmax dictionary grows with the horizon. A horizon between two steps ends with a shorter one, so nothing jumps.
+    softmax dictionary grows with the horizon. A horizon between two steps ends with a shorter one, so nothing jumps::
 
         annealing = vars_ode.anneal(model, steps=epochs * len(loader))
         for images, labels in batches:

@@ -350,10 +350,8 @@ class SteppingLoop(Loop):
 
 
 def _is_recorded(values: list[Tensor]) -> bool:
-    """Whether operations are recorded for derivatives or by a compiler, or transformed by torch.func."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return True
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(value) for value in values)
+    """Whether operations are recorded for derivatives, of forward mode too, or by a compiler or torch.func."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed(values)
 
 
 def _check_step(solver: SteppingSolver, stepped: Any, y: Tensor, memory: Memory) -> None:

@@ -96,6 +96,23 @@ def test_fields_under_transforms(field: Any, threshold: float) -> None:
         torch.testing.assert_close(forward, backward)
 
 
+@pytest.mark.parametrize("field", [ProximalFlow(), LCA()], ids=repr)
+@pytest.mark.parametrize("name", ["fixed_point", "nesterov", "anderson", "douglas_rachford"])
+def test_forward_mode_without_backward_mode(name: str, field: Any) -> None:
+    """Under no_grad relaxations reuse memory, which forward mode does not bear; tangents are the same in both modes."""
+    drive, direction = torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    gram = (torch.eye(3, dtype=torch.float64) + 0.1).expand(4, 3, 3)
+    rate, sparsity = gram.new_tensor([0.5, 0.6, 0.7, 0.7])[:, None, None], gram.new_tensor(0.3)
+    tangents = []
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded), forward_ad.dual_level():
+            args = ReconstructionArgs(forward_ad.make_dual(drive, direction), gram, rate, sparsity)
+            solution = solvers.solve(field, torch.zeros_like(drive), solver=name, args=args)
+            tangents.append(forward_ad.unpack_dual(solution.y1).tangent)
+    assert tangents[0].any()
+    torch.testing.assert_close(tangents[1], tangents[0])
+
+
 def test_second_derivatives_of_the_threshold() -> None:
     def loss(x: Tensor) -> Tensor:
         return (soft_threshold(x, 0.3 * x.square().mean()) ** 3).sum()

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from vars_ode import VARSAttention, no_weight_decay
-from vars_ode.training import DivergedError, Recipe, fit, flip_and_shift
+from vars_ode.training import DivergedError, Recipe, Update, fit, flip_and_shift
 
 
 def separable(count: int = 64) -> TensorDataset:
@@ -23,7 +23,7 @@ def linear() -> nn.Sequential:
 
 
 def test_learns_a_separable_problem() -> None:
-    history = fit(linear(), separable(), Recipe(epochs=20, batch_size=16, learning_rate=0.05))
+    history = fit(linear(), separable(), Recipe(epochs=20, batch_size=16, lr=0.05))
     assert [record["epoch"] for record in history] == list(range(20))
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert history[-1]["train_accuracy"] == 1.0
@@ -51,7 +51,7 @@ def test_learning_rate_warms_up_and_decays_to_a_hundredth() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.optim.AdamW.step", Spy.step)
-        fit(model, separable(), Recipe(epochs=10, batch_size=16, learning_rate=0.01, warmup_epochs=2))
+        fit(model, separable(), Recipe(epochs=10, batch_size=16, lr=0.01, warmup_epochs=2))
     assert len(rates) == 40
     assert rates[0] == pytest.approx(1e-4)
     assert max(rates) == pytest.approx(0.01, rel=0.1)
@@ -60,16 +60,17 @@ def test_learning_rate_warms_up_and_decays_to_a_hundredth() -> None:
 
 
 def test_progress_and_epochs_are_reported() -> None:
-    updates: list[tuple[int, int]] = []
+    updates: list[Update] = []
     epochs = []
     fit(
         linear(),
         separable(),
         Recipe(epochs=2, batch_size=30),
-        progress=lambda done, total: updates.append((done, total)),
+        progress=updates.append,
         on_epoch=epochs.append,
     )
-    assert updates == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [update[:2] for update in updates] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(update.images == 30 and update.loss > 0 for update in updates)
     assert [record["epoch"] for record in epochs] == [0, 1]
 
 
@@ -88,7 +89,7 @@ def test_weight_decay_leaves_matrices_that_mean_no_change_alone(learned: str, na
         img_size=8, patch_size=4, in_chans=1, num_classes=2, embed_dim=8, depth=1, num_heads=2, attn_layer=attention
     )
     images = torch.zeros(8, 1, 8, 8)  # nothing to learn from: gradients are next to nothing, decay is what is left
-    recipe = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, weight_decay=300.0, warmup_epochs=0)
+    recipe = Recipe(epochs=3, batch_size=8, lr=1e-3, weight_decay=300.0, warmup_epochs=0)
     before = model.blocks[0].attn.qkv.weight.norm().item()
     fit(model, TensorDataset(images, torch.zeros(8, dtype=torch.long)), recipe)
     matrix = model.blocks[0].attn.learned.get_parameter(name)
@@ -99,7 +100,7 @@ def test_weight_decay_leaves_matrices_that_mean_no_change_alone(learned: str, na
 
 
 @pytest.mark.parametrize(
-    "options", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"weight_decay": -1.0}, {"epochs": 1.5}]
+    "options", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"weight_decay": -1.0}, {"epochs": 1.5}]
 )
 def test_recipes_that_state_no_training(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -114,7 +115,7 @@ def test_too_few_images_for_a_batch() -> None:
 def test_flip_and_shift_moves_whole_images() -> None:
     images = torch.zeros(200, 1, 9, 9)
     images[:, :, 4, 3] = 1.0
-    moved = flip_and_shift(images, torch.Generator().manual_seed(0))
+    moved = flip_and_shift(images, [torch.Generator().manual_seed(seed) for seed in range(200)])
     assert moved.shape == images.shape
     assert torch.equal(moved.sum((1, 2, 3)), torch.ones(200))
     rows, columns = moved[:, 0].nonzero()[:, 1], moved[:, 0].nonzero()[:, 2]

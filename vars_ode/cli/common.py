@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
@@ -12,14 +12,14 @@ import typer
 @contextmanager
 def refusals(
     command: str,
-    interrupted: str = "Stopped.",
+    interrupted: Callable[[], str] = lambda: "Stopped.",
     kinds: tuple[type[Exception], ...] = (ValueError, OSError),
 ) -> Iterator[None]:
     """Errors that are the user's or the machine's: their sentence, without a traceback.
 
     Args:
         command: its name.
-        interrupted: what to say after Ctrl-C about the state of the results.
+        interrupted: what to say after Ctrl-C, about the state of the results.
         kinds: which errors; RuntimeError too where models of others are run, whose errors are of that kind.
     """
     try:
@@ -27,7 +27,7 @@ def refusals(
     except typer.Exit:  # which is a RuntimeError
         raise
     except KeyboardInterrupt:
-        typer.echo(f"\n{interrupted}", err=True)
+        typer.echo(f"\n{interrupted()}", err=True)
         raise typer.Exit(130) from None
     except kinds as error:
         typer.echo(f"vars-ode {command}: {error}", err=True)

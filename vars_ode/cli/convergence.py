@@ -55,7 +55,7 @@ def convergence(
 
     torch.set_num_threads(1)
     stopped = f"Stopped. What is in {out} is incomplete; the same command starts anew."
-    with refusals("convergence", stopped, (ValueError, OSError, RuntimeError)):
+    with refusals("convergence", lambda: stopped, (ValueError, OSError, RuntimeError)):
         names = check_solvers([name.strip() for name in solvers.split(",")])
         subject = find_subject(model, attention, checkpoint, image, images, seed)
         facts = {

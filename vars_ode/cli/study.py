@@ -56,7 +56,7 @@ def demo(
     default = presets.QUICK if quick else presets.FULL
     folder = out or Path("runs/demo-quick" if quick else "runs/demo")
     count = seeds if seeds is not None else (1 if quick else 2)
-    with refusals("demo", _kept(folder)):
+    with refusals("demo", lambda: _kept(folder)):
         recipe = replace(default.recipe, horizon=parse_horizon(horizon))
         recipe = replace(recipe, epochs=epochs) if epochs is not None else recipe
         plan = replace(default, recipe=recipe, solver=solver, sparsity=sparsity, ridge=ridge)
@@ -80,14 +80,15 @@ def study(
     from vars_ode.study.tables import dial_table
 
     folder = out or Path("runs") / plan.stem
-    with refusals("study", _kept(folder)):
+    with refusals("study", lambda: _kept(folder)):
         settings, names, seeds = read_plan(plan)
         _study(folder, settings, names, seeds, workers)
     typer.echo(dial_table(read_results(folder)))
 
 
 def _kept(folder: Path) -> str:
-    return f"Stopped. Finished runs are kept in {folder}; the same command continues."
+    finished = len(list(folder.glob("runs/*/run.json")))
+    return f"Stopped. {finished} finished runs are kept in {folder}; the same command continues."
 
 
 def _study(folder: Path, plan: "Plan", names: Sequence[str], seeds: int, workers: int | None) -> None:

@@ -226,7 +226,7 @@ def _train(plan: Plan, job: Job, target: Path, report: Any) -> dict[str, Any]:
             plan.recipe_of(job.attention),
             seed=job.seed,
             augment=flip_and_shift,
-            progress=lambda update, updates: report(Event.TRAINED, update / updates),
+            progress=lambda update: report(Event.TRAINED, update.number / update.total),
         )
     record = {
         "attention": job.attention,

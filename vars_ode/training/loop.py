@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import solvers
-from vars_ode.training.accelerating import accelerator_for, release
+from vars_ode.training.accelerating import accelerator_for, forget, release
 from vars_ode.training.checkpoints import Checkpoints
 from vars_ode.training.horizon import SolveOfUpdate
 from vars_ode.training.images import Augmentation, Batch, Images, batches
@@ -163,13 +163,14 @@ class Training:
         if recipe.mixes and self._classes is None:
             raise ValueError("mixup and cutmix need a model that tells its number of classes as model.num_classes")
         self._mixer, self._loss = mixer_for(recipe, self._classes or 0), loss_for(recipe)
+        self._owned = accelerator is None
         self._accelerator = accelerator or accelerator_for(recipe, self._device.type)
         self._parts = self._accelerator.num_processes * recipe.grad_accum_steps
         try:
             self._order = Order(len(self._images), recipe.batch_size * self._parts, seed, recipe.aug_repeats)
             self._prepare()
         except BaseException:
-            release(self._accelerator, model)
+            self._release(model)
             raise
         self._checkpoints = checkpoints
         self.history: list[Epoch] = []
@@ -221,8 +222,13 @@ class Training:
                 while self._done < self.updates:
                     self._one_update(stream)
         finally:
-            release(self._accelerator, self._prepared)
+            self._release(self._prepared)
         return self.history
+
+    def _release(self, prepared: nn.Module) -> None:
+        release(self._accelerator, prepared)
+        if self._owned:
+            forget(self._accelerator)
 
     def _model_mode(self) -> None:
         self._prepared.train()

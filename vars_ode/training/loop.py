@@ -22,7 +22,7 @@ from vars_ode.training.keyed import key, seeded
 from vars_ode.training.optimization import check_classes, loss_for, mixer_for, optimizer_for, schedule_for
 from vars_ode.training.order import Key, Order
 from vars_ode.training.recipe import Recipe
-from vars_ode.training.solve_log import SolveLog, SolveRow
+from vars_ode.training.solve_log import SolveLog, SolveRow, failures
 from vars_ode.training.validation import Validation
 
 PROBE_IMAGES = 32
@@ -378,12 +378,8 @@ class Training:
         data = self._images.data if self._validation is None else self._validation.data
         probe = torch.stack([torch.as_tensor(data[i][0]) for i in range(min(PROBE_IMAGES, len(data)))])  # type: ignore[arg-type]
         rows = self._log.close_epoch(epoch, self.model, probe.to(self._device), self._log.state(self._add_up))
-        for row in rows:
-            if row["failures"]:
-                logger.warning(
-                    "epoch %d: %d of %d solves of %s did not reach what was asked for",
-                    epoch, row["failures"], row["solves"], row["layer"],
-                )  # fmt: skip
+        for sentence in failures(rows):
+            logger.warning(sentence)
         self.solves += rows
 
     def _add_up(self, values: Tensor) -> Tensor:

@@ -138,8 +138,8 @@ def _tensors(data: Any, preprocessing: Preprocessing) -> TensorDataset:
     indices = data.indices if isinstance(data, Subset) else slice(None)
     whole: Any = data.dataset if isinstance(data, Subset) else data
     images, labels = (tensor[indices] for tensor in whole.tensors)
-    channels, height, _ = preprocessing.input_size
-    return TensorDataset(preprocessing.normalize(fitted(images, channels, height)), labels)
+    channels, height, width = preprocessing.input_size
+    return TensorDataset(preprocessing.normalize(fitted(images, channels, (height, width))), labels)
 
 
 def training_transform(config: TrainingConfig, preprocessing: Preprocessing) -> Callable[[Any], Tensor]:

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from trees import image_folder
 from typer.testing import CliRunner
 
 import vars_ode
-from tests.trees import image_folder
 from vars_ode.cli import app
 from vars_ode.models import vars_layers
 from vars_ode.training.checkpoints import damage_of
@@ -35,7 +35,7 @@ NANO = {
 }
 SMALL = {**NANO, "epochs": 3, "batch_size": 8, "holdout": 0.25, "horizon": "uniform 1-4"}
 processes = multiprocessing.get_context("forkserver")  # imports once, and forks what has used no threads
-processes.set_forkserver_preload(["vars_ode.training.command", "tests.trees", "accelerate"])
+processes.set_forkserver_preload(["vars_ode.training.command", "accelerate"])
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from vars_ode.saving import load_pretrained, save_pretrained
 from vars_ode.study.measure import measure_robustness, measure_solvers, measure_traces
 from vars_ode.study.plan import EXACT, Plan
 from vars_ode.study.progress import Event, Progress, reporter
+from vars_ode.study.workers import end_with_parent
 from vars_ode.training import Training, failures, flip_and_shift
 
 RECORD = "settings.json"
@@ -178,6 +179,7 @@ _events: Any = None
 def _start_worker(events: Any) -> None:
     global _events
     _events = events
+    end_with_parent()
     torch.set_num_threads(1)  # two busy processes of two threads each are many times slower
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
 

@@ -15,7 +15,7 @@ from vars_ode.configured import configured
 from vars_ode.dictionaries import ReadOut
 from vars_ode.fields import DYNAMICS, ReconstructionArgs
 from vars_ode.fourier import to_maps, to_spectrum
-from vars_ode.grids import Grid
+from vars_ode.grids import Grid, known_number
 from vars_ode.layer import ReconstructionLayer, check_tokens, refuse_unsupported, warn_of_nonfinite
 
 REVISIONS = ("corrected", "paper")
@@ -294,6 +294,7 @@ class VARSConvAttention(ReconstructionLayer):
 
     def _grid(self, tokens: int, grid: Grid | None) -> Grid:
         """The grid of a number of tokens: the one given, or the model's, or the layer's own, or a square."""
+        tokens = known_number(tokens)
         side = math.isqrt(tokens)
         if grid is None and self.layout is not None and not self.layout.num_prefix_tokens:
             grid, _ = self.token_grid(tokens)

@@ -276,7 +276,7 @@ class SteppingLoop(Loop):
                 if progress.some_stopped and progress.kept is None:
                     y_next, memory_next = _stopped_keep(progress.active, (y_next, memory_next), (y, memory))
             if n == self.num_steps - 1 and not self.grid.open_ended:
-                residual = max_norm(y_next.detach() - y.detach()) / abs(dt)
+                residual = max_norm(y_next.detach() - y.detach()) / max(abs(dt), torch.finfo(y.dtype).tiny)
             rate_next = None
             if self.plan.needs_end_rate(n, solver.interpolation):
                 rate_next = field(times[n + 1 - first], y_next, args)

@@ -248,7 +248,7 @@ class VARSConvAttention(ReconstructionLayer):
         args, read_out = self.problem(x, grid=grid)
         with torch.autocast(x.device.type, enabled=False):
             solution = self._integrate(args, x)
-            maps = read_out(self.field.code(solution.y1, args)).view(len(x), -1, *grid)
+            maps = read_out(self.field.code(solution.y1, args)).view(len(x), self.v.out_features, *grid)
             maps = to_maps(self._filters(self.output_kernel, grid, maps.dtype) * to_spectrum(maps), grid)
         tokens = self.norm(maps.to(x.dtype)).flatten(2).transpose(1, 2)
         output = self.proj(tokens)
@@ -256,7 +256,7 @@ class VARSConvAttention(ReconstructionLayer):
         return self.proj_drop(output)
 
     def _project(self, x: Tensor) -> tuple[Tensor]:
-        check_tokens(x, self.v.in_features)
+        check_tokens(x, self.v.in_features, self.v.weight)
         return (self.v(x).transpose(1, 2)[..., None],)
 
     def _state_problem(  # type: ignore[override]
@@ -289,7 +289,7 @@ class VARSConvAttention(ReconstructionLayer):
         return 1 / bound.clamp_min(torch.finfo(bound.dtype).eps)[:, None, None, None]
 
     def _layout(self, x: Tensor, grid: Grid | None) -> Grid:
-        check_tokens(x, self.v.in_features)
+        check_tokens(x, self.v.in_features, self.v.weight)
         return self._grid(x.shape[1], grid)
 
     def _grid(self, tokens: int, grid: Grid | None) -> Grid:
@@ -300,12 +300,13 @@ class VARSConvAttention(ReconstructionLayer):
             grid, _ = self.token_grid(tokens)
         if grid is None:
             grid = self.grid if tokens == math.prod(self.grid) else (side, side)
+        grid = grids.check_grid(grid)
         if math.prod(grid) != tokens:
             raise ValueError(
                 f"{tokens} tokens do not fill the grid {tuple(grid)}; give forward the grid they lie on, "
                 "grid=(height, width). Class and register tokens are not supported"
             )
-        return (grid[0], grid[1])
+        return grid
 
     def extra_repr(self) -> str:
         return (

@@ -116,6 +116,8 @@ class ReconstructionLayer(nn.Module, ABC):
         is the attention matrix. It takes one backward pass per token through the steps of the solve.
         """
         refuse_transforms("attention_map", [x], "call it outside; it takes batches")
+        if not isinstance(x, Tensor):
+            raise ValueError(f"expected tokens as a tensor (batch, tokens, dim), got {type(x).__name__}")
         with torch.inference_mode(False), torch.enable_grad():
             *others, v = (part.detach() for part in self._project(x.clone()))
             v.requires_grad_()
@@ -316,12 +318,22 @@ def shared_copy(module: M) -> M:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
-def check_tokens(x: Tensor, dim: int) -> None:
-    """A ValueError unless `x` is floating point tokens (batch, tokens, dim), at least one of them."""
+def check_tokens(x: Tensor, dim: int, weight: Tensor | None = None) -> None:
+    """A ValueError unless `x` is floating point tokens (batch, tokens, dim), at least one of them, in the type of the
+    projection's `weight`; autocast brings them together."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"expected tokens as a tensor (batch, tokens, {dim}), got {type(x).__name__}")
     if x.ndim != 3 or x.shape[-1] != dim or x.shape[1] == 0 or not x.is_floating_point():
         raise ValueError(
             f"expected floating point tokens (batch, tokens, {dim}), at least one token, got {x.dtype} of shape "
             f"{tuple(x.shape)}"
+        )
+    if not isinstance(weight, Tensor) or x.dtype == weight.dtype or not weight.is_floating_point():
+        return
+    if not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(
+            f"tokens are {x.dtype} and the weights of the layer {weight.dtype}: cast one of them, such as "
+            f"x.to({weight.dtype}), or call the layer under torch.autocast"
         )
 
 

@@ -13,10 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vars_ode import CheckpointError, RobustVisionTransformer, load_checkpoint, load_pretrained, set_solver
-from vars_ode import save_checkpoint, save_pretrained
+from vars_ode import (
+    CheckpointError,
+    RobustVisionTransformer,
+    load_checkpoint,
+    load_pretrained,
+    save_checkpoint,
+    save_pretrained,
+    set_solver,
+)
 from vars_ode.models import vars_layers
-from vars_ode.saving.describing import describe
 
 SHAPE = {"img_size": 32, "base_dims": (4, 4), "depths": (1, 1), "num_heads": (1, 2), "mlp_ratio": 1.0, "num_classes": 3}
 
@@ -46,11 +52,10 @@ def assert_equal(loaded: nn.Module, model: nn.Module) -> None:
 
 
 def loads(load: Callable[[], Any], model: nn.Module) -> bool:
-    """Whether a file loads, and then as it was saved; a CheckpointError with a sentence otherwise."""
+    """Whether a file loads, and then as it was saved; a CheckpointError otherwise."""
     try:
         loaded = load()
-    except CheckpointError as error:
-        assert len(str(error)) > 40
+    except CheckpointError:
         return False
     assert_equal(loaded[0] if isinstance(loaded, tuple) else loaded, model)
     return True
@@ -174,8 +179,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_tensors_that_are_no_weights(change: str, saved: tuple[nn.Module, Path], tmp_path: Path) -> None:
     """In a described file, in a state dict alone, and into a given model."""
-    model, folder = saved
-    contents = torch.load(folder / "model.pth", weights_only=True)
+    contents = torch.load(saved[1] / "model.pth", weights_only=True)
     state, path = contents["model"], tmp_path / "model.pth"
     names = [name for name, tensor in state.items() if tensor.is_floating_point()]
     for name in ["stem.conv1.weight", "head.weight", *random.Random(change).sample(names, 6)]:

@@ -245,6 +245,11 @@ class VARSConvAttention(ReconstructionLayer):
         if attn_mask is not None or is_causal:
             raise ValueError("VARSConvAttention has filters over the whole grid, which no mask can be applied to")
         grid = self._layout(x, grid)
+        if self.training and len(x) * x.shape[1] == 1:
+            raise ValueError(
+                "batch normalisation has no statistics of a single token of a single image: train on larger batches, "
+                "or call eval() first"
+            )
         args, read_out = self.problem(x, grid=grid)
         with torch.autocast(x.device.type, enabled=False):
             solution = self._integrate(args, x)

@@ -157,8 +157,10 @@ class ReconstructionLayer(nn.Module, ABC):
             raise ValueError(f"this layer's field descends no energy: {reason}")
         states = self._integrate(args, x, save_at).ys
         with torch.autocast(x.device.type, enabled=False):
-            values = torch.stack([measure(self.field.code(state, args), args) for state in states])
-        return values if values.ndim == 3 else joined(values.flatten(3), dim=-1)
+            measured = torch.stack([measure(self.field.code(state, args), args) for state in states])
+        measured = measured if measured.ndim == 3 else joined(measured.flatten(3), dim=-1)
+        _warn_of_overflow(measured, states)
+        return measured
 
     def _integrate(
         self,
@@ -391,6 +393,18 @@ def warn_of_nonfinite(layer: nn.Module, x: Tensor, output: Tensor, solution: sol
         "normalisation layer before this one, or use a wider type",
         solvers.SolverWarning,
         stacklevel=3,
+    )
+
+
+def _warn_of_overflow(measured: Tensor, states: Tensor) -> None:
+    """A warning if a measure of states is not finite though they are; others were warned of by the solve."""
+    if is_traced(measured) or bool(values(measured).isfinite().all()) or not bool(values(states).isfinite().all()):
+        return
+    warnings.warn(
+        f"an energy or residual along the solve outgrew {measured.dtype}, though its states are finite: scale the "
+        "input, or measure the layer in float64",
+        solvers.SolverWarning,
+        stacklevel=4,
     )
 
 

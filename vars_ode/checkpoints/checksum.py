@@ -38,8 +38,8 @@ def check_weights(state: Mapping[str, Tensor], description: Mapping[str, Any] | 
         problem = _problem(tensor)
         if problem:
             raise CheckpointError(
-                f"{where}: {name} is {problem}; a checkpoint holds dense tensors with values, in float16 to float64 or whole "
-                "numbers: convert the model to them first"
+                f"{where}: {name} is {problem}; a checkpoint holds dense tensors with values, in float16 to float64 or "
+                "whole numbers: convert the model to them first"
             )
     expected = (description or {}).get(ENTRY)
     if expected is None or description is None:

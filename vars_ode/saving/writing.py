@@ -13,7 +13,7 @@ from vars_ode.building import ModelSpec
 from vars_ode.checkpoints import folder
 from vars_ode.checkpoints.checksum import ENTRY, check_weights, checksum
 from vars_ode.checkpoints.files import FORMAT
-from vars_ode.files import write_atomically
+from vars_ode.files import check_name, write_atomically
 from vars_ode.models import vars_layers
 from vars_ode.models.construction import unwrapped
 from vars_ode.saving.describing import describe, timm_config
@@ -68,6 +68,7 @@ def save_pretrained(
     Raises:
         ValueError: a model that cannot be described, so that it could not be built again; the message says why.
     """
+    check_name(Path(directory) / folder.WEIGHTS)
     description = describe(model)
     config = {**timm_config(model, description), FORMAT: description}
     path = Path(directory)

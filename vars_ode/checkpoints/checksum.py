@@ -24,7 +24,7 @@ def checksum(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> str
     for name in sorted(state):
         tensor = state[name].detach().cpu()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
+        found.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

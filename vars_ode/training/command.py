@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from vars_ode.building import ModelSpec
 from vars_ode.data import Preprocessing
 from vars_ode.environment import environment
-from vars_ode.files import claim_folder, write_atomically, write_json
+from vars_ode.files import claim_folder, write_atomically, write_csv, write_json
 from vars_ode.models import parse_solves, set_solver
 from vars_ode.saving import load_checkpoint, save_pretrained
 from vars_ode.training.accelerating import accelerator_for, forget
@@ -295,21 +294,6 @@ class _Signals:
             raise KeyboardInterrupt
         self.received.append(number)
         logger.warning("asked to stop: the state is saved after this update")
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of equal or growing keys, atomically."""
-    if not rows:
-        return
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-
-    def write(target: Path) -> None:
-        with target.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:

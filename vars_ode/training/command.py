@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 from torch import nn
 from tqdm import tqdm
 
+from solvers.checks import one_of
 from vars_ode.building import ModelSpec
 from vars_ode.data import Preprocessing
 from vars_ode.environment import environment
@@ -71,6 +72,7 @@ def train(given: Mapping[str, Any], out: Path, command: str = "", received: list
     processes = _processes(device)
     accumulated = first.recipe.grad_accum_steps
     config = resolved(given, len(sources.train), processes * accumulated)
+    _check_trackers(config.log_with)
     accelerator = accelerator_for(config.recipe, device, list(config.log_with) or None, out)
     main = accelerator.is_main_process
     if main:
@@ -138,7 +140,7 @@ class _Run:
     def _progress(self, update: Update) -> None:
         if self.bar is None:
             done, total = (update.number - 1) * update.images, update.total * update.images
-            self.bar = tqdm(total=total, initial=done, unit=" images", unit_scale=True, desc="training", smoothing=0.1)
+            self.bar = tqdm(total=total, initial=done, unit=" images", unit_scale=True, desc="training", disable=None)
         self.bar.update(update.images)
         self.bar.set_postfix(loss=f"{update.loss:.3f}", refresh=False)
 
@@ -147,10 +149,18 @@ class _Run:
             self.accelerator.log({k: v for k, v in record.items() if k != "epoch"}, step=record["epoch"])
         if not self.accelerator.is_main_process:
             return
+        logger.info("%s", self._sentence(record))
         write_csv(self.out / LOG, self.training.history)
         write_csv(self.out / SOLVES, self.training.solves)
         if self.data.validation is not None and _score(record) >= max(map(_score, self.training.history)):
             save_pretrained(self._best_of(record), self.out / BEST)
+
+    def _sentence(self, record: Epoch) -> str:
+        parts = [f"epoch {record['epoch'] + 1} of {self.config.recipe.epochs}: loss {record['loss']:.4f}"]
+        names = {"validation_accuracy": "held-out images", "ema_validation_accuracy": "by the averaged weights"}
+        values: Mapping[str, Any] = record
+        parts += [f"{text} {100 * values[name]:.1f} %" for name, text in names.items() if name in values]
+        return ", ".join([*parts, f"{record['images_per_second']:.0f} images/s"])
 
     def _best_of(self, record: Epoch) -> nn.Module:
         """The weights that the score is of."""
@@ -254,6 +264,16 @@ def _open(out: Path, config: TrainingConfig) -> None:
         return
     text = yaml.safe_dump(config.as_dict(), sort_keys=False)
     write_atomically(record, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Accelerate leaves out a tracker that is not installed, without a word."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    for name in names:
+        one_of("tracker", name, sorted(LOGGER_TYPE_TO_CLASS))
+        if name not in {str(available) for available in get_available_trackers()}:
+            raise ValueError(f"log_with={name!r} needs its package: pip install {name}")
 
 
 def _processes(device: str) -> int:

@@ -22,7 +22,7 @@ from vars_ode.building import ModelSpec
 from vars_ode.data import Preprocessing
 from vars_ode.environment import environment
 from vars_ode.files import claim_folder, write_atomically, write_csv, write_json
-from vars_ode.models import parse_solves, set_solver
+from vars_ode.models import set_solver, training_settings
 from vars_ode.saving import load_checkpoint, save_pretrained
 from vars_ode.training.accelerating import accelerator_for, forget
 from vars_ode.training.checkpoints import Checkpoints
@@ -230,10 +230,7 @@ def build(config: TrainingConfig, sources: Sources) -> nn.Module:
 def _set_solver(model: nn.Module, config: TrainingConfig) -> None:
     changes: dict[str, Any] = {} if config.adjoint is None else {"adjoint": config.adjoint}
     if config.solver is not None:
-        solves = parse_solves(config.solver)
-        if len(solves) != 1 or solves[0].settings is None:
-            raise ValueError(f'a training has one solve, such as "euler@5", got solver={config.solver!r}')
-        changes |= {key: value for key, value in solves[0].settings.items() if key != "until"}
+        changes |= training_settings(config.solver)
     if changes:
         set_solver(model, **changes)
 

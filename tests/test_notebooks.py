@@ -28,9 +28,9 @@ from vars_ode.study.run import run_study
 
 REDUCED: dict[str, dict[str, object]] = {
     "adjoint_memory": {
-        "MEMORY_STEPS": (5, 20),
-        "HORIZONS": (5.0,),
-        "MODEL_HORIZONS": (5.0,),
+        "MEMORY_STEPS": (5,),
+        "HORIZONS": (2.0,),
+        "MODEL_HORIZONS": (2.0,),
         "SHORT": 2.0,
         "LONG": 4.0,
         "BATCH_SIZE": 10,
@@ -43,9 +43,11 @@ REDUCED: dict[str, dict[str, object]] = {
         "EPOCHS": 1,
         "TRAIN_IMAGES": 100,
         "TEST_IMAGES": 20,
-        "MAP_IMAGES": 4,
+        "MAP_IMAGES": 2,
         "STARTS": 2,
         "SCENE_STEPS": 200,
+        "TRACE_TIMES": (0, 5),
+        "MAP_TIMES": (0.0, 5.0),
     },
     "convergence": {
         "TRAIN_IMAGES": 200,

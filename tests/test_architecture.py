@@ -50,6 +50,7 @@ FOREIGN_PRIVATES = {
     "_replace": "public for named tuples: the underscore keeps it apart from their fields",
     "_C": "torch's own functions, for the next line",
     "_current_level": "whether forward-mode differentiation is on; to ask each tensor takes three times as long",
+    "_reset_state": "Accelerate keeps one state per process, and frees it in no other way",
     "_functorch": "whether a value is wrapped by a transform of torch.func, which torch does not tell otherwise",
 }
 

@@ -1,5 +1,6 @@
 """The benches print what they measure, and the ratios that hold on any machine hold."""
 
+import inspect
 import runpy
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vars_ode.bench.memory import memory
 from vars_ode.bench.solver import solver
 from vars_ode.bench.truncated import truncated
 from vars_ode.cli import app
+from vars_ode.cli.bench import bench
 
 
 def test_iterations_to_equilibrium() -> None:
@@ -64,3 +66,8 @@ def test_a_solve_beside_a_loop_by_hand() -> None:
     assert [(row.problems, row.templates, row.width) for row in rows] == [(48, 64, 32), (8, 16, 8)]
     assert all(row.ratio == pytest.approx(row.solve_us / row.by_hand_us) for row in rows)
     assert rows[0].by_hand_us > rows[1].by_hand_us
+
+
+def test_the_help_explains_every_bench() -> None:
+    shown = " ".join(inspect.signature(bench).parameters["name"].annotation.__metadata__[0].help.split())
+    assert {name for name in BENCHES if f"{name}: " not in shown} == set()

@@ -12,6 +12,7 @@ from torch import nn
 
 import solvers
 from vars_ode.building import SMALL_MODEL, ModelSpec
+from vars_ode.data import Preprocessing
 from vars_ode.models import named_attention, parse_solves
 from vars_ode.training import Horizon, Recipe, parse_horizon
 
@@ -124,9 +125,14 @@ class Plan:
         return replace(self.recipe, **changes)
 
     def build(self, name: str, seed: int) -> nn.Module:
-        """The model of an arm or attention with fresh weights; models of one seed differ in it only."""
+        """The model of an arm or attention with fresh weights; models of one seed differ in it only.
+
+        A study trains on images in [0, 1] as they are, which is put down in the model.
+        """
         torch.manual_seed(seed)
-        return self.spec(name).build()
+        model = self.spec(name).build()
+        Preprocessing.of(model).unnormalized().record_in(model)
+        return model
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as one flat dict of JSON's types."""

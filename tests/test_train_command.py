@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from trees import image_folder
 from typer.testing import CliRunner
 
 import vars_ode
-from tests.trees import image_folder
 from vars_ode.cli import app
 from vars_ode.models import vars_layers
 from vars_ode.training.checkpoints import damage_of
@@ -35,7 +35,7 @@ NANO = {
 }
 SMALL = {**NANO, "epochs": 3, "batch_size": 8, "holdout": 0.25, "horizon": "uniform 1-4"}
 processes = multiprocessing.get_context("forkserver")  # imports once, and forks what has used no threads
-processes.set_forkserver_preload(["vars_ode.training.command", "tests.trees", "accelerate"])
+processes.set_forkserver_preload(["vars_ode.training.command", "accelerate"])
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,7 @@ def differing(one: Path, other: Path) -> list[str]:
 
 def _child(given: dict[str, Any], out: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    os.setsid()
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(out.with_suffix(".log"), "a")  # noqa: SIM115
     if limit := environment.get("FILE_LIMIT"):
@@ -214,6 +215,26 @@ def test_signals_save_first(
     assert differing(tmp_path / "run", tmp_path / "whole") == []
 
 
+def test_a_scheduler_that_ends_all_processes_of_a_job_loses_nothing(tree: Path, tmp_path: Path) -> None:
+    given = {**SMALL, "data": str(tree), "epochs": 60, "workers": 2}
+    child = start(given, tmp_path / "run")
+    while not list((tmp_path / "run" / "checkpoints").glob("*[0-9]")):
+        time.sleep(0.05)
+        assert child.is_alive()
+    os.killpg(child.pid, signal.SIGTERM)
+    child.join(60)
+    log = (tmp_path / "run.log").read_text()
+    assert "StoppedError: stopped after update" in log
+    assert "worker" not in log
+
+
+def test_data_sets_of_timms_names(tree: Path, tmp_path: Path) -> None:
+    given = {**SMALL, "epochs": 1, "val_split": "val"}
+    train({**given, "data": "torch/image_folder", "data_dir": str(tree)}, tmp_path / "timm")
+    train({**given, "data": str(tree)}, tmp_path / "folder")
+    assert differing(tmp_path / "timm", tmp_path / "folder") == []
+
+
 def test_a_damaged_checkpoint_is_passed_over(tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     given = {**SMALL, "data": str(tree), "epochs": 2}
     train(given, tmp_path / "run")
@@ -271,6 +292,9 @@ def test_unreadable_images_are_named_or_skipped(tree: Path, tmp_path: Path) -> N
         ({"horizon": "sometimes"}, "cannot read the horizon"),
         ({"amp": True, "amp_dtype": "float16", "device": "cpu"}, "fp16"),
         ({"holdout": 1.5}, "holdout"),
+        ({"log_with": ("tensorbord",)}, "did you mean 'tensorboard'"),
+        ({"data": "torch/cifar10", "data_dir": "nowhere"}, "timm cannot open the data set 'torch/cifar10'"),
+        ({"data": "wds/x", "data_dir": "nowhere"}, "'wds/x'"),
     ],
 )
 def test_bad_settings_are_refused(given: dict[str, Any], message: str, tree: Path, tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ def plain() -> torch.Tensor:
         ({"mixup": 0.8, "mixup_off_epoch": 1}, False),
         ({"aug_repeats": 2}, False),
         ({"amp": True}, False),
+        ({"amp": True, "model_ema": True, "horizon": RandomHorizon(1, 3)}, False),
         ({"grad_checkpointing": True}, True),
         ({"channels_last": True}, True),
         ({"torchcompile": "eager"}, True),

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 
 from vars_ode.plotting import SMALL, literal, log_cost_axis, new_figure, place_labels, tidy
 from vars_ode.report.plot_style import LineStyle, Plot, line_styles
+from vars_ode.statistics import Spread
 from vars_ode.study.records import BASELINE, CLEAN, Condition, Results, SolverPoint, readable
-from vars_ode.study.statistics import Spread
 
 
 def accuracy_by_cost(results: Results) -> Plot:

@@ -104,6 +104,7 @@ class SolveLog:
                 solves, steps, evaluations, *failed = counts.get(name, [0] * 6)
                 row: Any = {"epoch": epoch, "layer": name, "solves": solves, "failures": sum(failed)}
                 row["steps"], row["evaluations"] = steps / max(solves, 1), evaluations / max(solves, 1)
+                tokens = tokens.to(next(layer.parameters()).dtype)  # under mixed precision they are narrower
                 args, _ = layer.problem(tokens)
                 solution = layer.solve(tokens)
                 row["residual"] = float(solution.stats["residual"].mean())

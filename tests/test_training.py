@@ -1,13 +1,19 @@
 """The training loop: it learns, it is reproducible, it says when it cannot go on."""
 
+import warnings
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 from timm.models import VisionTransformer
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
-from vars_ode import VARSAttention, no_weight_decay
-from vars_ode.training import DivergedError, Recipe, Update, fit, flip_and_shift
+import solvers
+from vars_ode import ModelSpec, VARSAttention, no_weight_decay
+from vars_ode.training import DivergedError, RandomHorizon, Recipe, Training, Update, fit, flip_and_shift
+from vars_ode.training.order import Order
 
 
 def separable(count: int = 64) -> TensorDataset:
@@ -122,3 +128,164 @@ def test_flip_and_shift_moves_whole_images() -> None:
     assert set(rows.tolist()) == {2, 3, 4, 5, 6}
     assert set(columns.tolist()) == {1, 2, 3, 4, 5, 6, 7}  # around 3, and around 5 where mirrored
     assert torch.equal(images[0, 0].nonzero(), torch.tensor([[4, 3]]))
+
+
+def vit(**options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return ModelSpec(
+        attention="vars-d-coupling",
+        attention_options={"num_features": 4, "sparsity": 0.01, **options},
+        num_classes=2,
+        img_size=4,
+        model_options={"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 2},
+    ).build()
+
+
+def trained(recipe: Recipe, **options: object) -> tuple[torch.Tensor, list[dict]]:
+    model = vit()
+    history = fit(model, separable(), recipe, **options)  # type: ignore[arg-type]
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]), history  # type: ignore[return-value]
+
+
+PLAIN = Recipe(epochs=2, batch_size=16, lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def plain() -> torch.Tensor:
+    return trained(PLAIN)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"opt": "lamb"}, False),
+        ({"opt": "sgd", "momentum": 0.5}, False),
+        ({"opt_kwargs": {"betas": [0.5, 0.9]}}, False),
+        ({"weight_decay": 1.0}, False),
+        ({"layer_decay": 0.5}, False),
+        ({"clip_grad": 0.01}, False),
+        ({"clip_grad": 1e-3, "clip_mode": "value"}, False),
+        ({"clip_grad": 1e-3, "clip_mode": "agc"}, False),
+        ({"sched": "poly"}, False),
+        ({"sched": "step", "sched_kwargs": {"decay_epochs": 1}}, False),
+        ({"warmup_epochs": 0.0}, False),
+        ({"warmup_lr": 1e-3}, False),
+        ({"min_lr": 9e-4}, False),
+        ({"smoothing": 0.0}, False),
+        ({"bce_loss": True}, False),
+        ({"mixup": 0.8}, False),
+        ({"cutmix": 1.0}, False),
+        ({"mixup": 0.8, "mixup_prob": 0.0}, True),
+        ({"mixup": 0.8, "cutmix": 1.0, "mixup_mode": "pair"}, False),
+        ({"mixup": 0.8, "mixup_off_epoch": 1}, False),
+        ({"aug_repeats": 2}, False),
+        ({"amp": True}, False),
+        ({"amp": True, "model_ema": True, "horizon": RandomHorizon(1, 3)}, False),
+        ({"grad_checkpointing": True}, True),
+        ({"channels_last": True}, True),
+        ({"torchcompile": "eager"}, True),
+        ({"model_ema": True}, True),
+        ({"nonfinite": "skip"}, True),
+        ({"horizon": RandomHorizon(1, 3)}, False),
+        ({"batch_size": 8, "grad_accum_steps": 2}, True),
+    ],
+    ids=str,
+)
+def test_what_a_recipe_says_is_done(changes: dict, same: bool, plain: torch.Tensor) -> None:
+    found, history = trained(replace(PLAIN, **changes))
+    assert found.isfinite().all()
+    assert [record["skipped"] for record in history] == [0, 0]
+    assert torch.allclose(found, plain, atol=2e-6) == same
+
+
+def test_the_averaged_weights_are_timms() -> None:
+    model = vit()
+    training = Training(model, separable(), replace(PLAIN, model_ema=True, model_ema_decay=0.5))
+    training.run()
+    assert training.ema is not None
+    pairs = zip(training.ema.module.parameters(), model.parameters(), strict=True)
+    assert 0 < max((average - last).abs().max().item() for average, last in pairs) < 1e-2
+
+
+def test_held_out_images_are_measured_after_each_epoch() -> None:
+    _, history = trained(replace(PLAIN, model_ema=True), validation=separable(20))
+    assert all(0 <= record[f"{name}validation_accuracy"] <= 1 for record in history for name in ("", "ema_"))
+
+
+def test_an_update_that_is_not_finite_stops_or_is_skipped() -> None:
+    images, labels = separable().tensors
+    images = images.clone()
+    images[5] = float("nan")
+    data = TensorDataset(images, labels)
+    with pytest.raises(DivergedError, match=r"loss became nan at update \d of epoch 0"):
+        fit(linear(), data, PLAIN)
+    model = linear()
+    history = fit(model, data, replace(PLAIN, nonfinite="skip"))
+    assert [record["skipped"] for record in history] == [1, 1]
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert history[0]["loss"] > 0
+
+
+def test_data_sets_of_pairs_train_like_tensors() -> None:
+    data = separable()
+
+    class Pairs(Dataset):
+        def __len__(self) -> int:
+            return len(data)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            image, label = data[index]
+            return image, int(label)
+
+    one, other = linear(), linear()
+    fit(one, data, PLAIN)
+    fit(other, Pairs(), PLAIN)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    with pytest.raises(ValueError, match="with a length and an index"):
+        fit(linear(), iter(()), PLAIN)  # type: ignore[arg-type]
+
+
+def test_training_leaves_the_model_and_the_generator_as_a_plain_module() -> None:
+    model, data = vit(), separable()
+    state = torch.get_rng_state()
+    forward = model.forward
+    fit(model, data, replace(PLAIN, amp=True))
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.forward == forward
+    assert model(data.tensors[0]).dtype == torch.float32
+    fit(model, data, PLAIN)  # a second training of another precision, in the same process
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_parts_of_an_update_are_its_images_with_their_mirrors(parts: int) -> None:
+    order = Order(50, 16, seed=3)
+    whole = order.update(4)
+    pieces = [order.update(4, part, parts) for part in range(parts)]
+    assert sorted(key for piece in pieces for key in piece) == sorted(whole)
+    place = {key: index for index, key in enumerate(whole)}
+    for piece in pieces:
+        assert all(place[a] + place[b] == 15 for a, b in zip(piece, reversed(piece), strict=True))
+
+
+def test_an_epoch_sees_every_image_once_or_as_often_as_repeated() -> None:
+    order = Order(48, 16, seed=0)
+    seen = [key.image for update in range(3) for key in order.update(update)]
+    assert sorted(seen) == list(range(48))
+    assert [key.image for key in order.update(3)] != [key.image for key in order.update(0)]
+    repeated = Order(48, 16, seed=0, repeats=3)
+    looks = [key for update in range(3) for key in repeated.update(update)]
+    assert len(set(looks)) == 48
+    assert set(Counter(key.image for key in looks).values()) == {3}
+
+
+def test_horizons_that_fail_are_counted_by_layer(caplog: pytest.LogCaptureFixture) -> None:
+    model = vit(solver=solvers.FixedPoint(max_steps=2, rtol=1e-9, atol=1e-9))
+    training = Training(model, separable(), replace(PLAIN, epochs=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", solvers.SolverWarning)
+        training.run()
+    assert [(row["layer"], row["solves"], row["failures"]) for row in training.solves] == [
+        ("blocks.0.attn", 64, 64),
+        ("blocks.1.attn", 64, 64),
+    ]
+    assert "epoch 0: 64 of 64 solves of blocks.1.attn did not reach" in caplog.text

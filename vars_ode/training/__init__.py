@@ -14,3 +14,4 @@ from vars_ode.training.loop import UnreadableError as UnreadableError
 from vars_ode.training.loop import Update as Update
 from vars_ode.training.loop import fit as fit
 from vars_ode.training.recipe import Recipe as Recipe
+from vars_ode.training.solve_log import failures as failures

@@ -44,10 +44,14 @@ def accelerator_for(
 
 
 def release(accelerator: Accelerator, prepared: nn.Module) -> None:
-    """Take what Accelerate put around a model off again, and forget its state, of which a process has only one."""
-    from accelerate.state import AcceleratorState
-
+    """Take what Accelerate put around a model off again."""
     model: Any = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
     vars(model).pop("_is_accelerate_prepared", None)  # or else the next training would take it for wrapped
+
+
+def forget(accelerator: Accelerator) -> None:
+    """End an Accelerator: a process has one state for all of them, and would refuse one with another precision."""
+    from accelerate.state import AcceleratorState
+
     accelerator.free_memory()
     AcceleratorState._reset_state(reset_partial_state=False)

@@ -13,7 +13,7 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from vars_ode.checkpoints.folder import as_safetensors
+from vars_ode.checkpoints.folder import as_safetensors, save_file
 from vars_ode.files import fsync_folder, write_json
 
 KEPT = 2
@@ -64,14 +64,12 @@ class Checkpoints:
                 os.replace(partial, final)
                 fsync_folder(self.folder)
                 self._prune()
-        except OSError as error:
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch's and safetensors' own kinds
             shutil.rmtree(partial, ignore_errors=True)
             kept = ", ".join(path.name for path in self.found()) or "none"
             raise OSError(
-                error.errno,
-                f"the checkpoint after update {update} cannot be written ({error.strerror or error}); earlier "
-                f"checkpoints are kept ({kept}): make room, and the same command goes on",
-                str(final),
+                f"the checkpoint after update {update} cannot be written to {self.folder} ({error}); earlier ones are "
+                f"kept ({kept}): make room, and the same command goes on"
             ) from error
         self._accelerator.wait_for_everyone()
         self._last = time.monotonic()
@@ -88,7 +86,7 @@ class Checkpoints:
         if not main:
             return
         if ema is not None:
-            safetensors.torch.save_file(as_safetensors(ema.state_dict()), partial / EMA)
+            save_file(as_safetensors(ema.state_dict()), partial / EMA)
         write_json(partial / POSITION, position)
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         for path in files:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms.functional import to_tensor
 
 from vars_ode.training.keyed import generator, seeded
@@ -111,7 +111,7 @@ def _as_is(batch: Batch) -> Batch:
 
 def name_of(data: Any, index: int) -> str:
     """The file of an image, where the data set tells."""
-    if isinstance(data, Subset):
+    if hasattr(data, "indices"):  # a part of another, as torch's Subset
         return name_of(data.dataset, data.indices[index])
     samples = getattr(data, "samples", None)
     if samples is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import solvers
-from vars_ode.training.accelerating import accelerator_for, release
+from vars_ode.training.accelerating import accelerator_for, forget, release
 from vars_ode.training.checkpoints import Checkpoints
 from vars_ode.training.horizon import SolveOfUpdate
 from vars_ode.training.images import Augmentation, Batch, Images, batches
@@ -22,7 +22,7 @@ from vars_ode.training.keyed import key, seeded
 from vars_ode.training.optimization import check_classes, loss_for, mixer_for, optimizer_for, schedule_for
 from vars_ode.training.order import Key, Order
 from vars_ode.training.recipe import Recipe
-from vars_ode.training.solve_log import SolveLog, SolveRow
+from vars_ode.training.solve_log import SolveLog, SolveRow, failures
 from vars_ode.training.validation import Validation
 
 PROBE_IMAGES = 32
@@ -163,13 +163,14 @@ class Training:
         if recipe.mixes and self._classes is None:
             raise ValueError("mixup and cutmix need a model that tells its number of classes as model.num_classes")
         self._mixer, self._loss = mixer_for(recipe, self._classes or 0), loss_for(recipe)
+        self._owned = accelerator is None
         self._accelerator = accelerator or accelerator_for(recipe, self._device.type)
         self._parts = self._accelerator.num_processes * recipe.grad_accum_steps
         try:
             self._order = Order(len(self._images), recipe.batch_size * self._parts, seed, recipe.aug_repeats)
             self._prepare()
         except BaseException:
-            release(self._accelerator, model)
+            self._release(model)
             raise
         self._checkpoints = checkpoints
         self.history: list[Epoch] = []
@@ -221,8 +222,13 @@ class Training:
                 while self._done < self.updates:
                     self._one_update(stream)
         finally:
-            release(self._accelerator, self._prepared)
+            self._release(self._prepared)
         return self.history
+
+    def _release(self, prepared: nn.Module) -> None:
+        release(self._accelerator, prepared)
+        if self._owned:
+            forget(self._accelerator)
 
     def _model_mode(self) -> None:
         self._prepared.train()
@@ -372,12 +378,8 @@ class Training:
         data = self._images.data if self._validation is None else self._validation.data
         probe = torch.stack([torch.as_tensor(data[i][0]) for i in range(min(PROBE_IMAGES, len(data)))])  # type: ignore[arg-type]
         rows = self._log.close_epoch(epoch, self.model, probe.to(self._device), self._log.state(self._add_up))
-        for row in rows:
-            if row["failures"]:
-                logger.warning(
-                    "epoch %d: %d of %d solves of %s did not reach what was asked for",
-                    epoch, row["failures"], row["solves"], row["layer"],
-                )  # fmt: skip
+        for sentence in failures(rows):
+            logger.warning(sentence)
         self.solves += rows
 
     def _add_up(self, values: Tensor) -> Tensor:

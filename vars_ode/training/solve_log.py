@@ -1,6 +1,7 @@
 """How the layers' solves went during training: steps, failures, residual, share of active codes."""
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypedDict
 
@@ -27,6 +28,16 @@ class SolveRow(TypedDict):
     failures: int  # that did not reach what was asked for
     residual: float  # largest |dy/dt| at the end of a solve, its mean over the fixed images
     active: float  # share of codes that are not zero there
+
+
+def failures(rows: Iterable[SolveRow]) -> list[str]:
+    """A sentence for each layer and epoch with solves that failed."""
+    return [
+        f"epoch {row['epoch']}: {row['failures']} of {row['solves']} solves of {row['layer']} did not reach what was "
+        "asked for"
+        for row in rows
+        if row["failures"]
+    ]
 
 
 class SolveLog:
@@ -85,12 +96,14 @@ class SolveLog:
         if not self._layers:
             return []
         rows: list[SolveRow] = []
-        with evaluation_mode(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", solvers.SolverWarning)  # what they say is in the rows
             inputs = layer_inputs(model, probe)
             for name, (layer, tokens) in inputs.items():
-                solves, steps, evaluations, *failures = counts.get(name, [0] * 6)
-                row: Any = {"epoch": epoch, "layer": name, "solves": solves, "failures": sum(failures)}
+                solves, steps, evaluations, *failed = counts.get(name, [0] * 6)
+                row: Any = {"epoch": epoch, "layer": name, "solves": solves, "failures": sum(failed)}
                 row["steps"], row["evaluations"] = steps / max(solves, 1), evaluations / max(solves, 1)
+                tokens = tokens.to(next(layer.parameters()).dtype)  # under mixed precision they are narrower
                 args, _ = layer.problem(tokens)
                 solution = layer.solve(tokens)
                 row["residual"] = float(solution.stats["residual"].mean())

@@ -28,6 +28,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"saving"}),
     frozenset({"training"}),
     frozenset({"analysis"}),
+    frozenset({"evaluation"}),
     frozenset({"study"}),
     frozenset({"report"}),
     frozenset({"bench"}),

@@ -63,8 +63,8 @@ def clean_set(
     """The clean pictures: "fashion-mnist" for the embedded test images, or a folder with a subfolder per class.
 
     Args:
-        source: a folder stands for the folder `val` in it where there is one. The classes are then those of `train`
-            beside it, where that is there.
+        source: a folder stands for `test` in it, or else for `val`, where there is one: in a training `val` chooses
+            the epoch where both are there. The classes are then those of `train` beside it, where that is there.
         preprocessing: of the model.
         num_classes: of the model; None does not compare it.
         names: of the model's classes in their order, where it knows them.
@@ -79,12 +79,17 @@ def clean_set(
     folder = Path(source)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; give {EMBEDDED!r} or a folder with one subfolder per class")
-    top = root_of(folder, lambda path: (path / "val").is_dir() or _holds_classes(path), "a tree of class folders")
-    place = top / "val" if (top / "val").is_dir() else top
+    top = root_of(folder, lambda path: _split(path) is not None or _holds_classes(path), "a tree of class folders")
+    place = _split(top) or top
     if names is None and place != top and (top / "train").is_dir():
         names = tuple(path.name for path in folders_in(top / "train"))
     classes = label_folders(folders_in(place), num_classes, place, names)
     return EvaluationSet("clean", "clean", 0, partial(FilePictures, classes, preprocessing), source=str(place))
+
+
+def _split(path: Path) -> Path | None:
+    """The part of a tree to measure on."""
+    return next((path / name for name in ("test", "val", "validation", "valid") if (path / name).is_dir()), None)
 
 
 def _holds_classes(path: Path) -> bool:

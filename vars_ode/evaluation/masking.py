@@ -165,6 +165,6 @@ def _warning(name: str, outcome: Outcome, white: Outcome, beyond: int) -> str:
     if chance >= 0.05:
         return f"{told}, a difference that chance explains (sign test, p = {chance:.2f}); measure more images"
     return (
-        f"{told}: the gradient is masked, or the white-box attack too weak (give it more steps or restarts). Its accuracy "
-        "is no measure of robustness"
+        f"{told}: the gradient is masked, or the white-box attack too weak (give it more steps or restarts). Its "
+        "accuracy is no measure of robustness"
     )

@@ -217,7 +217,7 @@ def _measured(
         raise ValueError(f"{step.key}: none of the {len(chosen)} pictures can be read, such as {names[0]}")
     outcome = Outcome.merge(everywhere)
     record = {
-        **step.key._asdict(),
+        **step.key.as_dict(),
         "images": len(outcome),
         "unreadable": names,
         "settings": step.settings,

@@ -40,6 +40,9 @@ class Key(NamedTuple):
     condition: str
     severity: int
 
+    def as_dict(self) -> dict[str, Any]:
+        return self._asdict()
+
     def __str__(self) -> str:
         parts = [self.benchmark, *([self.condition] if self.condition != self.benchmark else [])]
         return " ".join([*parts, *([str(self.severity)] if self.severity else [])])
@@ -173,13 +176,13 @@ def row(key: Key, part: Part) -> dict[str, Any]:
     """Of results.csv."""
     correct = int(part.outcome.correct.sum())
     counts = {"images": len(part.outcome), "correct": correct, "accuracy": part.outcome.accuracy}
-    return {**key._asdict(), **counts, "unreadable": len(part.record["unreadable"])}
+    return {**key.as_dict(), **counts, "unreadable": len(part.record["unreadable"])}
 
 
 def _as_arrays(key: Key, outcome: Outcome) -> dict[str, NDArray[Any]]:
     top = max(int(tensor.max()) for tensor in (outcome.labels, outcome.predictions))
     small = np.int16 if top <= np.iinfo(np.int16).max else np.int32
-    values = {
+    values: dict[str, NDArray[Any]] = {
         "index": outcome.indices.numpy().astype(np.int32),
         "label": outcome.labels.numpy().astype(small),
         "prediction": outcome.predictions.numpy().astype(small),

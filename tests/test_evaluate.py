@@ -228,7 +228,7 @@ def test_another_model_is_refused(models: dict[int, Path], tmp_path: Path) -> No
     with torch.no_grad():
         model.head.bias[0] += 1e-3
     vars_ode.save_pretrained(model, tmp_path / "other")
-    with pytest.raises(ValueError, match="the weights '[0-9a-f]+' there, '[0-9a-f]+' now"):
+    with pytest.raises(ValueError, match=r"the weights '[0-9a-f]+' there, '[0-9a-f]+' now"):
         run_evaluation(tmp_path / "other", settings("clean"), tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")

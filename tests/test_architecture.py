@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"solvers"}),
     frozenset({"fields", "grams", "rates", "masks", "fourier", "grids"})
-    | frozenset({"plotting", "measuring", "files", "environment", "configured", "weight_decay"}),
+    | frozenset({"plotting", "measuring", "files", "environment", "configured", "weight_decay", "statistics"}),
     frozenset({"dictionaries"}),
     frozenset({"layer"}),
     frozenset({"learned"}),
@@ -28,7 +28,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"saving"}),
     frozenset({"training"}),
     frozenset({"analysis"}),
-    frozenset({"evaluation"}),
+    frozenset({"comparison", "evaluation"}),
     frozenset({"study"}),
     frozenset({"report"}),
     frozenset({"bench"}),

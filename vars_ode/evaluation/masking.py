@@ -80,7 +80,7 @@ def _sources(model: nn.Module, settings: EvaluationSettings) -> Iterator[tuple[s
     for solve in parse_solves(settings.transfer or _default_transfer(model)):
         try:
             source = solve.apply(model)
-            if solve.solver is not None and not solve.solver.reaches_equilibrium:
+            if not any(layer.solver.reaches_equilibrium for layer in vars_layers(source).values()):
                 source = with_solver(source, adjoint="direct")  # that of an equilibrium does not fit
             yield f"through {solve.label}", source.eval()
         except ValueError:

@@ -1,11 +1,14 @@
 """`vars-ode evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vars_ode.cli.common import command_line, refusals
+
+if TYPE_CHECKING:
+    from vars_ode.evaluation import Evaluation
 
 _TREE = "Its folder, as the archive leaves it."
 
@@ -96,9 +99,7 @@ def evaluate(
     """
     from accelerate import PartialState
 
-    from vars_ode.bench import table
     from vars_ode.evaluation import EvaluationSettings, run_evaluation
-    from vars_ode.evaluation.card import summary_rows
 
     trees = {
         "imagenet-c": imagenet_c,
@@ -145,8 +146,16 @@ def evaluate(
             command=command_line(),
             report=lambda key, accuracy: typer.echo(f"{key}: {100 * accuracy:.1f} %", err=True),
         )
-    if not PartialState().is_main_process:
-        return
+    if PartialState().is_main_process:
+        _tell(found)
+        typer.echo(f"Results: {out}")
+
+
+def _tell(found: "Evaluation") -> None:
+    """What was measured, in tables and sentences."""
+    from vars_ode.bench import table
+    from vars_ode.evaluation.card import summary_rows
+
     typer.echo(found.record["model"]["name"])
     typer.echo(table([{"condition": name, "measured": value} for name, value in summary_rows(found.summary)]))
     masking = found.summary["masking"]
@@ -160,7 +169,6 @@ def evaluate(
     lost = sum(len(entry["unreadable"]) for entry in found.record["conditions"])
     if lost:
         typer.echo(f"{lost} pictures could not be read and were left out; evaluation.json names them.")
-    typer.echo(f"Results: {out}")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -69,14 +69,14 @@ def run_evaluation(
     from accelerate import PartialState
 
     solvers.checks.positive_int("batch_size", batch_size)
-    place = Path(out)
+    place, source = Path(out), Path(checkpoint)
     state = PartialState(cpu=(device or "").startswith("cpu") or not torch.cuda.is_available())
     against = None if baseline is None else read_evaluation(baseline)
-    name, subject = _subject(Path(checkpoint), settings, torch.device(device) if device else state.device)
+    name, subject = _subject(source, settings, torch.device(device) if device else state.device)
     steps = plan(subject, settings)
     start = {
         "format_version": storage.FORMAT_VERSION,
-        "model": _described(name, Path(checkpoint), subject, settings),
+        "model": _described(name, source, subject),
         "shared": settings.shared() | _autoattack_batch(settings, batch_size),
     }
     if state.is_main_process:
@@ -86,31 +86,39 @@ def run_evaluation(
     _refuse_other_settings(place, steps, parts)
     for step in steps:
         if step.key not in parts:
-            part = _measured(step, subject, settings, state, batch_size, workers)
+            parts[step.key] = _measured(step, subject, settings, state, batch_size, workers)
             if state.is_main_process:
-                storage.write_part(place, step.key, part)
-                if report is not None:
-                    report(step.key, part.outcome.accuracy)
-            parts[step.key] = part
+                _keep(place, step.key, parts[step.key], report)
     parts = storage.ordered(parts, [step.key for step in steps])
-    outcomes = {key: part.outcome for key, part in parts.items()}
-    record = {
-        **start,
-        "status": "complete",
-        "settings": settings.as_dict(),
-        "preprocessing": {k: getattr(subject.preprocessing, k) for k in subject.preprocessing.__dataclass_fields__},
-        "conditions": [part.record for part in parts.values()],
-        "summary": summarise(outcomes, subject.num_classes, against, _made(parts)),
-        "baseline": None if baseline is None else str(baseline),
-        "command": command,
-        "environment": environment(),
-    }
+    told = {"baseline": None if baseline is None else str(baseline), "command": command}
+    record = {**start, **_results(subject, settings, parts, against), **told, "environment": environment()}
     if state.is_main_process:
         _finish(place, record, parts)
         if card:
-            fill_card(Path(checkpoint), record)
+            fill_card(source, record)
     state.wait_for_everyone()
-    return Evaluation(record, outcomes)
+    return Evaluation(record, {key: part.outcome for key, part in parts.items()})
+
+
+def _keep(place: Path, key: Key, part: Part, report: Report | None) -> None:
+    storage.write_part(place, key, part)
+    if report is not None:
+        report(key, part.outcome.accuracy)
+
+
+def _results(
+    subject: Subject, settings: EvaluationSettings, parts: Mapping[Key, Part], baseline: Evaluation | None
+) -> dict[str, Any]:
+    """What is recorded of a finished evaluation."""
+    outcomes = {key: part.outcome for key, part in parts.items()}
+    preprocessing = subject.preprocessing
+    return {
+        "status": "complete",
+        "settings": settings.as_dict(),
+        "preprocessing": {name: getattr(preprocessing, name) for name in preprocessing.__dataclass_fields__},
+        "conditions": [part.record for part in parts.values()],
+        "summary": summarise(outcomes, subject.num_classes, baseline, _made(parts)),
+    }
 
 
 def _subject(checkpoint: Path, settings: EvaluationSettings, device: torch.device) -> tuple[str, Subject]:
@@ -127,7 +135,7 @@ def _subject(checkpoint: Path, settings: EvaluationSettings, device: torch.devic
     return name, Subject(model, preprocessing, num_classes, names)
 
 
-def _described(name: str, checkpoint: Path, subject: Subject, settings: EvaluationSettings) -> dict[str, Any]:
+def _described(name: str, checkpoint: Path, subject: Subject) -> dict[str, Any]:
     """Which model it is: by the bits of its weights, and by how its layers are solved."""
     layers = {key: layer.settings() for key, layer in vars_layers(subject.model).items()}
     texts = {key: ", ".join(f"{k} {v}" for k, v in found.items() if v is not None) for key, found in layers.items()}
@@ -190,13 +198,10 @@ def _measured(
     from accelerate.utils import gather_object
 
     started = time.monotonic()
-    pictures = step.data.open()
-    chosen = spread(len(pictures), settings.images)
+    data = Corrupted(step.data.open(), step.corruption, *step.key[1:], settings.seed, settings.skip_unreadable)
+    chosen = spread(len(data), settings.images)
     cut = [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
     mine = cut[state.process_index :: state.num_processes]
-    data = Corrupted(
-        pictures, step.corruption, step.key.condition, step.key.severity, settings.seed, settings.skip_unreadable
-    )
     found: list[Outcome] = []
     unreadable: list[str] = []
     total = sum(map(len, mine))
@@ -216,14 +221,9 @@ def _measured(
     if not everywhere:
         raise ValueError(f"{step.key}: none of the {len(chosen)} pictures can be read, such as {names[0]}")
     outcome = Outcome.merge(everywhere)
-    record = {
-        **step.key.as_dict(),
-        "images": len(outcome),
-        "unreadable": names,
-        "settings": step.settings,
-        "seconds": round(time.monotonic() - started, 3),
-    }
-    return Part(outcome, record)
+    seconds = round(time.monotonic() - started, 3)
+    facts = {"images": len(outcome), "unreadable": names, "settings": step.settings, "seconds": seconds}
+    return Part(outcome, {**step.key.as_dict(), **facts})
 
 
 def _answered(step: Step, subject: Subject, batch: Batch) -> Outcome:

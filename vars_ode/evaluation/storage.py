@@ -169,10 +169,12 @@ def write_outcomes(folder: Path, parts: Mapping[Key, Part]) -> None:
 def remove_parts(folder: Path) -> None:
     """What is in the one file now."""
     place = folder / PARTS
-    for path in place.glob("*.npz"):
-        path.unlink()
-    if place.is_dir() and not any(place.iterdir()):
-        place.rmdir()
+    if place.is_dir():
+        for path in place.iterdir():
+            if path.suffix in (".npz", ".tmp"):  # the last are left where a process was killed
+                path.unlink()
+        if not any(place.iterdir()):
+            place.rmdir()
 
 
 def write_table(folder: Path, parts: Mapping[Key, Part]) -> None:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,10 +48,9 @@ class SteadyState:
             )
         positive_int("max_steps", self.max_steps)
 
-    def reached(self, residual: Tensor, y: Tensor) -> Tensor:
-        """Whether a sample is steady, (batch,), given its max-norm residual (batch,) and state (batch, ...)."""
-        size = max_norm(y)
-        return (residual <= self.atol + self.rtol * size) & size.isfinite()
+    def reached(self, residual: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Whether a sample is steady, given its max-norm residual and size, all (batch,) on the host."""
+        return np.asarray((residual <= self.atol + self.rtol * size) & np.isfinite(size))
 
     def in_motion(self, residual: Tensor, size: Tensor) -> Tensor:
         """Whether a sample is neither steady nor broken, given its max-norm residual and size, all (batch,)."""

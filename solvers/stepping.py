@@ -18,9 +18,9 @@ from solvers.checks import CheckedField, rate_of_state
 from solvers.field import Field, defines, iterates
 from solvers.saving import SavePlan
 from solvers.solution import Solution, Status
-from solvers.solver import Loop, Problem, Solver
+from solvers.solver import Problem, SegmentedLoop, Solver
 from solvers.steady_state import SteadyState, max_norm
-from solvers.tracing import is_transformed, values
+from solvers.tracing import is_recorded, is_transformed, values
 from solvers.tree import tensors
 
 Memory = tuple[Any, ...]
@@ -210,7 +210,7 @@ Saved = dict[int, Tensor]  # position in the saved trajectory -> state
 
 
 @dataclass(frozen=True)
-class SteppingLoop(Loop):
+class SteppingLoop(SegmentedLoop):
     """The steps of a `SteppingSolver` over a grid, in one go (`run`) or segment by segment (`advance`)."""
 
     problem: Problem
@@ -220,12 +220,7 @@ class SteppingLoop(Loop):
 
     @property
     def num_steps(self) -> int:
-        """The most steps there can be."""
         return self.grid.num_steps
-
-    def run(self, y0: Tensor, args: Any) -> Solution:
-        carry, saved = self.advance(self.start(y0, args), args, 0, self.num_steps)
-        return self.finish(y0, carry, saved, args)
 
     def start(self, y0: Tensor, args: Any) -> Carry:
         memory = self.solver.begin(self.problem.field, y0, args)
@@ -239,11 +234,9 @@ class SteppingLoop(Loop):
         return Carry(y0, None, memory, Progress.begin(y0, until, hold_still) if until else None, None)
 
     def done(self, carry: Carry) -> bool:
-        """Whether every sample has stopped."""
         return carry.progress is not None and carry.progress.done
 
     def advance(self, carry: Carry, args: Any, first: int, last: int) -> tuple[Carry, Saved]:
-        """Take the steps `first`, ..., `last` - 1; returns the states to be saved on the way as well."""
         y, _, memory, progress, residual = carry  # local names: on small problems the loop's own time matters
         rate: Any = carry.rate  # known, or found in each step unless nothing reads it
         target: Any = None
@@ -297,12 +290,11 @@ class SteppingLoop(Loop):
         if not (iterates(field) and self.solver.follows(self.grid)):
             return None, False
         prepares = defines(type(field), "iteration", "iterate", "__call__", "forward")
-        if prepares and self.grid.open_ended and not _is_recorded([y, *tensors(args)]):
+        if prepares and self.grid.open_ended and not is_recorded([y, *tensors(args)]):
             return field.iteration(args), True
         return lambda y: field.iterate(y, args), False
 
     def finish(self, y0: Tensor, carry: Carry, saved: Saved, args: Any) -> Solution:
-        """Put the pieces together once all the segments have run."""
         y1, progress = carry.y, carry.progress
         if progress is None:
             status, stats = self._common_outcome(carry, args)
@@ -347,11 +339,6 @@ class SteppingLoop(Loop):
 
     def _end_of_grid(self, y: Tensor) -> Tensor:
         return torch.tensor(self.grid.times[-1], dtype=y.dtype, device=y.device)
-
-
-def _is_recorded(values: list[Tensor]) -> bool:
-    """Whether operations are recorded for derivatives, of forward mode too, or by a compiler or torch.func."""
-    return torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed(values)
 
 
 def _check_step(solver: SteppingSolver, stepped: Any, y: Tensor, memory: Memory) -> None:

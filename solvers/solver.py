@@ -65,7 +65,8 @@ class SegmentedLoop(Loop):
         """Put the pieces together once all the segments have run."""
 
     def run(self, y0: Tensor, args: Any) -> Solution:
-        carry, saved = self.advance(self.start(y0, args), args, 0, self.num_steps or sys.maxsize)
+        last = sys.maxsize if self.num_steps is None else self.num_steps
+        carry, saved = self.advance(self.start(y0, args), args, 0, last)
         return self.finish(y0, carry, saved, args)
 
 

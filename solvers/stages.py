@@ -1,6 +1,7 @@
 """One step of an embedded Runge-Kutta method, with a step size of its own for every sample."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,37 +9,69 @@ import torch
 from torch import Tensor
 
 from solvers.checks import rate_of_state
-from solvers.field import Field
+from solvers.field import Field, defines
 from solvers.steady_state import max_norm
 from solvers.tableau import EmbeddedTableau
 from solvers.tracing import is_recorded, on_host
 from solvers.tree import tensors
 
+_NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
+
 
 class Stages:
-    """The rates k_1, ..., k_s of a step as one tensor, (batch, s, features).
+    """The rates k_1, ..., k_s of a step as one tensor, (batch, s, features), and their combinations.
 
-    Where derivatives are recorded nothing may be written over, so they are put together anew for each combination.
+    y + sum_j weights_j k_j is one product of matrices per sample, whose result does not depend on how many samples
+    there are. Where derivatives are recorded nothing may be written over, so the tensor is put together anew each time.
     """
 
-    def __init__(self, y: Tensor, num_stages: int, recorded: bool) -> None:
-        self._memory = None if recorded else y.new_empty(len(y), num_stages, y.shape[1])
+    def __init__(self, y: Tensor, coefficients: Tensor, recorded: bool) -> None:
+        self._coefficients = coefficients
+        self._num_stages = coefficients.shape[1]
         self._rates: list[Tensor] = []
+        self._memory: Tensor | None = None
+        if not recorded:
+            self._memory = y.new_empty(len(y), self._num_stages, y.shape[1])
+            self._slots = self._memory.unbind(1)
+            self._first = [self._memory[:, :n] for n in range(self._num_stages + 1)]
+            self._weights = coefficients.new_empty(len(y), *coefficients.shape)
+            self._rows = self._split(self._weights)
 
-    def begin(self, rate: Tensor) -> None:
-        """A step whose first stage is `rate`, (batch, features)."""
+    def begin(self, rate: Tensor, step: Tensor) -> None:
+        """A step of the lengths `step` (batch,), whose first stage is `rate` (batch, features)."""
         self._rates = []
         self.append(rate)
+        if self._memory is None:
+            self._rows = self._split(step.view(-1, 1, 1) * self._coefficients)
+        else:
+            torch.mul(step.view(-1, 1, 1), self._coefficients, out=self._weights)
+
+    def _split(self, weights: Tensor) -> list[Tensor]:
+        """A row of weights for each combination: over 1, ..., s - 1 stages, and of the error over all s."""
+        return [weights[:, n : n + 1, : n + 1] for n in range(self._num_stages)]
 
     def append(self, rate: Tensor) -> None:
         if self._memory is not None:
-            rate = self._memory[:, len(self._rates)].copy_(rate)
+            rate = self._slots[len(self._rates)].copy_(rate)
         self._rates.append(rate)
+
+    def append_difference(self, target: Tensor, y: Tensor) -> None:
+        """The stage `target` - y; (batch, features)."""
+        out = None if self._memory is None else self._slots[len(self._rates)]
+        self._rates.append(torch.sub(target, y, out=out))
+
+    def combined(self, y: Tensor) -> Tensor:
+        """y + h sum_j a_j k_j over the stages so far, (batch, 1, features), for y of that shape."""
+        return torch.baddbmm(y, self._rows[len(self._rates) - 1], self.together)
+
+    def error(self) -> Tensor:
+        """(batch, 1, features)"""
+        return torch.bmm(self._rows[-1], self.together)
 
     @property
     def together(self) -> Tensor:
         """All so far, (batch, stages, features)."""
-        return torch.stack(self._rates, 1) if self._memory is None else self._memory[:, : len(self._rates)]
+        return torch.stack(self._rates, 1) if self._memory is None else self._first[len(self._rates)]
 
     @property
     def first(self) -> Tensor:
@@ -52,8 +85,8 @@ class Stages:
 class Stepper:
     """The arithmetic of the steps of one solve, on the device: states (batch, features), times and steps (batch,).
 
-    A combination of stages, y + h sum_j a_j k_j, is one product of matrices per sample, whose result does not depend on
-    how many samples there are.
+    A field that offers its `iteration` is evaluated by that where no derivatives are recorded: what does not depend on
+    the state is then computed once.
     """
 
     def __init__(
@@ -61,53 +94,60 @@ class Stepper:
     ) -> None:
         self.recorded = is_recorded([y, *tensors(args)])
         self._field, self._tableau, self._args, self._shape = field, tableau, args, shape
-        self._rtol, self._atol, self._like = rtol, atol, y
+        self._like, self._per_sample = y, [1] * (len(shape) - 1)
         method = tableau.method
         rows = [(*row, *[0.0] * (method.num_stages - len(row))) for row in (*method.a, tableau.b_error)]
-        self._weights = torch.tensor(rows, dtype=y.dtype, device=y.device)
         self._nodes = np.array(method.c)[:, None]
-        self.stages = Stages(y, method.num_stages, self.recorded)
+        self.stages = Stages(y, torch.tensor(rows, dtype=y.dtype, device=y.device), self.recorded)
+        self._rtol, self._atol = rtol, y.new_tensor(atol or torch.finfo(y.dtype).tiny)
+        self._iterate: Callable[[Tensor], Tensor] | None = None
+        if not self.recorded and defines(type(field), "iteration", "iterate", "__call__", "forward"):
+            self._iterate = field.iteration(args)  # type: ignore[attr-defined]
 
-    def upload(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._like.dtype).to(self._like.device)
+    def upload(self, numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(numbers.astype(_NUMBERS[self._like.dtype])).to(self._like.device)
 
     def rate_at(self, t: np.ndarray, y: Tensor) -> Tensor:
-        return self._rate(self.upload(t).view(-1, *[1] * (len(self._shape) - 1)), y)
-
-    def _rate(self, t: Tensor, y: Tensor) -> Tensor:
+        """The field at times (batch,)."""
         state = y.view(self._shape)
-        return rate_of_state(self._field(t, state, self._args), state).reshape(self._like.shape)
+        rate = self._field(self.upload(t).view(-1, *self._per_sample), state, self._args)
+        return rate_of_state(rate, state).reshape(y.shape)
 
     def step(self, t: np.ndarray, step: np.ndarray, y: Tensor, rate: Tensor, evaluate_end: bool = True) -> Tensor:
         """The state at t + step, from (t, y) where the field is `rate`; the stages are kept until the next step."""
-        times = t + self._nodes * step
-        numbers = self.upload(np.concatenate([step[None], times]))
-        self._scaled = numbers[0].view(-1, 1, 1) * self._weights
-        times = numbers[1:].view(len(times), -1, *[1] * (len(self._shape) - 1)).unbind()
-        self.stages.begin(rate)
-        for n, time in enumerate(times[1:], 1):
-            y_next = self._combined(y, self._scaled[:, n - 1 : n, :n])
-            if evaluate_end or n < len(times) - 1:
-                self.stages.append(self._rate(time, y_next))
-        return y_next
+        times: Any = None
+        if self._iterate is None:
+            times = self.upload(t + self._nodes * step).view(len(self._nodes), -1, *self._per_sample).unbind()
+        self.stages.begin(rate, self.upload(step))
+        start, last = y[:, None], len(self._nodes) - 1
+        for n in range(1, last + 1):
+            y_next = self.stages.combined(start)
+            if evaluate_end or n < last:
+                self._evaluate(times[n] if times else None, y_next)
+        return y_next.view(y.shape)
 
-    def _combined(self, y: Tensor, weights: Tensor) -> Tensor:
-        """y + sum_j weights_j k_j, for weights (batch, 1, stages)."""
-        return torch.baddbmm(y[:, None], weights, self.stages.together).view(y.shape)
+    def _evaluate(self, time: Any, y: Tensor) -> None:
+        """The next stage, at a state (batch, 1, features)."""
+        state = y.view(self._shape)
+        if self._iterate is not None:
+            target = rate_of_state(self._iterate(state), state)
+            self.stages.append_difference(target.reshape(self._like.shape), y[:, 0])
+        else:
+            rate = rate_of_state(self._field(time, state, self._args), state)
+            self.stages.append(rate.reshape(self._like.shape))
 
     @torch.no_grad()
-    def measure(self, y: Tensor, y_next: Tensor, with_norms: bool) -> np.ndarray:
+    def measure(self, y: Tensor, y_next: Tensor, with_norms: bool) -> list[np.ndarray]:
         """Of the last step, from the device to the host at once: the error in units of the tolerance; and with norms
-        the largest magnitudes of the state at its end and of the field there. (1 or 3, batch)"""
-        error = torch.bmm(self._scaled[:, -1:], self.stages.together).view(y.shape)
-        ratio = self.rms(error / self.scale(y, y_next))
-        measures = [ratio, max_norm(y_next), max_norm(self.stages.last)] if with_norms else [ratio]
-        return on_host(torch.stack(measures)).astype(np.float64)
+        the largest magnitudes of the state at its end and of the field there. Each (batch,)."""
+        ratio = self.rms(self.stages.error()[:, 0] / self.scale(y, y_next))
+        if not with_norms:
+            return [on_host(ratio).astype(np.float64)]
+        return list(on_host(torch.stack([ratio, max_norm(y_next), max_norm(self.stages.last)])).astype(np.float64))
 
     def scale(self, y: Tensor, y_next: Tensor) -> Tensor:
         """atol + rtol max(|y|, |y'|)"""
-        smallest = self._atol or torch.finfo(y.dtype).tiny
-        return torch.maximum(y.abs(), y_next.abs()).mul(self._rtol).add(smallest)
+        return torch.add(self._atol, torch.maximum(y.abs(), y_next.abs()), alpha=self._rtol)
 
     @staticmethod
     def rms(y: Tensor) -> Tensor:
@@ -118,8 +158,7 @@ class Stepper:
         """The states of the samples `sample` at a time within the last step, which began at (t, y); (rows, features)."""
         if self._tableau.dense_order is None:
             return self._by_a_shorter_step(t, time, sample, y)
-        dense = np.array(self._tableau.dense)
-        length = step[sample, None]
+        dense, length = np.array(self._tableau.dense), step[sample, None]
         powers = ((time - t[sample, None]) / length) ** np.arange(1, dense.shape[1] + 1)
         weights = self.upload((length * (powers @ dense.T))[:, None])
         start, stages = self.rows(y, sample), self.rows(self.stages.together, sample)

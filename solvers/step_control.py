@@ -66,7 +66,7 @@ class StepControl:
             accepted = ratio ** (-NOW / self._order) * self._before ** (BEFORE / self._order)
             factor = SAFETY * np.where(moved, accepted, ratio ** (-1 / self._order))
         longest = np.where(self._rejected | ~moved, 1.0, LONGEST)
-        factor = np.where(np.isfinite(ratio), np.clip(factor, SHORTEST, longest), SHORTEST)
+        factor = np.where(np.isfinite(ratio), np.minimum(np.maximum(factor, SHORTEST), longest), SHORTEST)
         self.length = np.where(steps == 0, self.length, factor * np.abs(steps))
         self.t = np.where(moved, np.where(self.ends, self.end, self.t + steps), self.t)
         self._before = np.where(moved, np.maximum(ratio, 1e-4), self._before)

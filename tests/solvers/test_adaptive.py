@@ -11,14 +11,16 @@ from torch import Tensor
 import solvers
 from solvers import Status, SteadyState
 
-BACKENDS = {
-    "dopri5, torchode": solvers.Dopri5(),
+NATIVE = {name: solvers.get(name) for name in ("dopri5", "tsit5", "bosh3", "dopri8")}
+LIBRARIES = {
+    "dopri5, torchode": solvers.Dopri5(backend="torchode"),
     "dopri5, torchdiffeq": solvers.Dopri5(backend="torchdiffeq"),
-    "tsit5": solvers.Tsit5(),
-    "bosh3": solvers.Bosh3(),
-    "dopri8": solvers.Dopri8(),
+    "tsit5, torchode": solvers.Tsit5(backend="torchode"),
+    "bosh3, torchdiffeq": solvers.Bosh3(backend="torchdiffeq"),
+    "dopri8, torchdiffeq": solvers.Dopri8(backend="torchdiffeq"),
 }
-PER_SAMPLE = [solver for name, solver in BACKENDS.items() if name in ("dopri5, torchode", "tsit5")]
+BACKENDS = {**NATIVE, **LIBRARIES}
+PER_SAMPLE = [solver for name, solver in BACKENDS.items() if "torchdiffeq" not in name]
 each_backend = pytest.mark.parametrize("solver", BACKENDS.values(), ids=BACKENDS)
 Y0 = torch.tensor([[0.5, 1.0], [1.5, 0.8]], dtype=F64)
 

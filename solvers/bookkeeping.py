@@ -62,7 +62,7 @@ class Bookkeeping:
     def done(self) -> bool:
         return not self.active.any()
 
-    def begin(self, size: np.ndarray, norm: np.ndarray, evals: int) -> None:
+    def begin(self, evals: int, size: np.ndarray, norm: np.ndarray) -> None:
         """The start has the largest magnitude `size`, and the field there `norm`, after `evals` evaluations."""
         self.num_field_evals += evals * self.active
         self.stop(~(np.isfinite(size) & np.isfinite(norm)), Status.NONFINITE)
@@ -150,7 +150,7 @@ def is_trivial(problem: Problem, y0: Tensor) -> bool:
 def trivial_solution(problem: Problem, y0: Tensor, per_sample: bool = True) -> Solution:
     """The solution where there is nothing to integrate; `per_sample`: whether samples have times of their own."""
     progress = Bookkeeping(len(y0), None, 1)
-    progress.begin(*norms(y0, torch.zeros_like(y0)), 0)
+    progress.begin(0, *norms(y0, torch.zeros_like(y0)))
     if problem.save_at != "steps":
         return solution(problem, progress, y0, y0, {})
     ts = torch.full((1, len(y0)) if per_sample else (1,), problem.t0, dtype=y0.dtype, device=y0.device)

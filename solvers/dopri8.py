@@ -22,7 +22,7 @@ class Dopri8(EmbeddedRungeKutta):
     """Prince & Dormand, High order embedded Runge-Kutta formulae, J. Comput. Appl. Math. 1981: order 8.
 
     Thirteen evaluations per step: for tolerances of 1e-8 and below, in float64. A state inside a step is found by a
-    shorter step from its start, of order 8 as well, for twelve evaluations: no interpolation of these stages is as good.
+    shorter step from its start, of order 8 as well, for twelve evaluations: no interpolation of its stages is as good.
     """
 
     tableau: ClassVar[EmbeddedTableau] = EmbeddedTableau(

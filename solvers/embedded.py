@@ -20,7 +20,7 @@ from solvers.tableau import EmbeddedTableau
 from solvers.tracing import on_host, refuse_vmap
 from solvers.tree import tensors
 
-Saved = dict[int, Tensor]  # trial -> the states that it adds to the trajectory, (rows, features)
+Saved = dict[int, Tensor]  # trial -> the states that it adds to the trajectory, (rows, ...)
 
 
 class Save(NamedTuple):
@@ -53,12 +53,13 @@ class Run:
     """What the host knows of a solve.
 
     Attributes:
+        stepper, progress, control: its arithmetic, what became of its samples, and their step sizes.
         times: to be saved, in the direction of integration.
         saves: all so far.
         trials: all so far, where derivatives are recorded, so that a segment can be computed once more.
     """
 
-    shape: torch.Size
+    stepper: Stepper
     progress: Bookkeeping
     control: StepControl
     times: np.ndarray
@@ -67,8 +68,8 @@ class Run:
 
 
 class Carry(NamedTuple):
-    """What passes from one step to the next: states and the field there, (batch, features); without a run there is
-    nothing to integrate."""
+    """What passes from one step to the next: states and the field there, (batch, ...); without a run there is nothing
+    to integrate."""
 
     y: Tensor
     rate: Tensor
@@ -77,7 +78,10 @@ class Carry(NamedTuple):
 
 @dataclass(frozen=True)
 class EmbeddedLoop(SegmentedLoop):
-    """One problem, integrated by the method of `tableau`."""
+    """One problem, integrated by the method of `tableau`.
+
+    Decisions by values are not for torch.compile: a model around this loop is compiled up to it and behind it.
+    """
 
     problem: Problem
     tableau: EmbeddedTableau
@@ -89,48 +93,47 @@ class EmbeddedLoop(SegmentedLoop):
     def num_steps(self) -> None:
         """The errors decide."""
 
+    @torch.compiler.disable
     def start(self, y0: Tensor, args: Any) -> Carry:
         refuse_vmap("error control", [y0, *tensors(args)])
-        y = y0.reshape(len(y0), y0.shape[1:].numel())
         if is_trivial(self.problem, y0):
-            return Carry(y, y, None)
+            return Carry(y0, y0, None)
+        y = y0.contiguous()
         run = Run(
-            y0.shape,
+            Stepper(self.problem.field, self.tableau, self.rtol, self.atol, y, args),
             Bookkeeping(len(y), self.problem.until, self.max_steps),
             StepControl(self.problem, self.tableau.error_order + 1, len(y)),
             np.array(interior_times(self.problem)),
         )
-        stepper = self._stepper(y, run, args)
-        rate = stepper.rate_at(run.control.t, y)
+        rate = run.stepper.rate_at(run.stepper.per_sample(run.control.t), y)
         refuse_vmap("error control", [rate])
         with torch.no_grad():
-            self._choose_first_steps(stepper, run, y, rate)
+            self._choose_first_steps(run, y, rate)
         return Carry(y, rate, run)
 
-    def _stepper(self, y: Tensor, run: Run, args: Any) -> Stepper:
-        return Stepper(self.problem.field, self.tableau, self.rtol, self.atol, y, run.shape, args)
-
-    def _choose_first_steps(self, stepper: Stepper, run: Run, y: Tensor, rate: Tensor) -> None:
-        progress, control, scale = run.progress, run.control, stepper.scale(y, y)
+    def _choose_first_steps(self, run: Run, y: Tensor, rate: Tensor) -> None:
+        stepper, progress, control, scale = run.stepper, run.progress, run.control, run.stepper.scale(y, y)
         measures = [max_norm(y), max_norm(rate), stepper.rms(y / scale), stepper.rms(rate / scale)]
         largest, norm, size, speed = on_host(torch.stack(measures))
-        progress.begin(largest, norm, 1)
+        progress.begin(1, largest, norm)
         if progress.done:
             return
         step = control.probe(size, speed)
-        ahead = stepper.rate_at(control.t + step, torch.addcmul(y, stepper.upload(step[:, None]), rate))
+        probe = torch.addcmul(y, stepper.per_sample(step), rate)
+        ahead = stepper.rate_at(stepper.per_sample(control.t + step), probe)
         control.begin(on_host(stepper.rms((ahead - rate) / scale)))
         progress.num_field_evals += progress.active
 
     def done(self, carry: Carry) -> bool:
         return carry.run is None or carry.run.progress.done
 
+    @torch.compiler.disable
     def advance(self, carry: Carry, args: Any, first: int, last: int) -> tuple[Carry, Saved]:
         y, rate, run = carry
         saved: Saved = {}
         if run is None:
             return carry, saved
-        stepper = self._stepper(y, run, args)
+        stepper = run.stepper
         for n in range(first, last):
             if n < len(run.trials):
                 trial = run.trials[n]
@@ -138,16 +141,16 @@ class EmbeddedLoop(SegmentedLoop):
             elif run.progress.done:
                 break
             else:
-                trial, y_next = self._try(stepper, run, y, rate)
+                trial, y_next = self._try(run, y, rate)
             rate, rate_next = stepper.stages.first, stepper.stages.last
             if trial.saves:
                 saved[n] = torch.cat([self._states(stepper, trial, save, y, y_next) for save in trial.saves])
             y, rate = _chosen(trial.moved, y_next, y), _chosen(trial.moved, rate_next, rate)
         return Carry(y, rate, run), saved
 
-    def _try(self, stepper: Stepper, run: Run, y: Tensor, rate: Tensor) -> tuple[Trial, Tensor]:
+    def _try(self, run: Run, y: Tensor, rate: Tensor) -> tuple[Trial, Tensor]:
         """One trial step of all active samples, and where it leads."""
-        control, progress = run.control, run.progress
+        stepper, control, progress = run.stepper, run.control, run.progress
         start, step, evals = control.t, control.next_steps(progress.active), self.tableau.method.num_stages - 1
         attempts, y_next = [step], stepper.step(start, step, y, rate)
         ratio, *largest = stepper.measure(y, y_next, progress.until is not None)
@@ -183,17 +186,18 @@ class EmbeddedLoop(SegmentedLoop):
         return saves
 
     def _states(self, stepper: Stepper, trial: Trial, save: Save, y: Tensor, y_next: Tensor) -> Tensor:
-        """The states to be saved, (rows, features)."""
+        """The states to be saved, (rows, ...)."""
         if self.problem.save_at == "steps":
             return stepper.rows(y_next, save.sample)
-        return stepper.inside(trial.t, trial.attempts[-1], save.time, save.sample, y)
+        return stepper.inside(trial.t, trial.attempts[-1], float(save.time), save.sample, y)
 
+    @torch.compiler.disable
     def finish(self, y0: Tensor, carry: Carry, saved: Saved, args: Any) -> Solution:
-        run, y1 = carry.run, carry.y.view(y0.shape)
+        run, y1 = carry.run, carry.y
         if run is None:
             return trivial_solution(self.problem, y0)
         progress = run.progress
-        size, norm = norms(carry.y, carry.rate)
+        size, norm = norms(y1, carry.rate)
         progress.residual = np.where(np.isfinite(progress.residual), norm, progress.residual)
         progress.status = np.where(np.isfinite(size), progress.status, int(Status.NONFINITE))
         if self.problem.save_at is None:
@@ -206,8 +210,8 @@ class EmbeddedLoop(SegmentedLoop):
             times[position, sample] = time
             row[position, sample] = count + np.arange(len(sample))
             count += len(sample)
-        rows = torch.cat([carry.y, *saved.values()])
-        ys = rows[torch.from_numpy(row).to(rows.device)].view(positions, *y0.shape)
+        rows = torch.cat([y1, *saved.values()])
+        ys = rows[torch.from_numpy(row).to(rows.device)]
         if self.problem.save_at != "steps":
             return solution(self.problem, progress, y0, y1, dict(zip(run.times.tolist(), ys, strict=True)))
         times[0] = self.problem.t0
@@ -217,4 +221,4 @@ class EmbeddedLoop(SegmentedLoop):
 def _chosen(moved: np.ndarray, new: Tensor, old: Tensor) -> Tensor:
     if moved.all():
         return new
-    return torch.where(torch.from_numpy(moved).to(new.device)[:, None], new, old)
+    return torch.where(torch.from_numpy(moved).to(new.device).view(-1, *[1] * (new.ndim - 1)), new, old)

@@ -134,7 +134,7 @@ class _Sample:
 
     def integrate(self) -> None:
         rate = self.rate(self.t, self.y)
-        self.progress.begin(_size(self.y), _size(rate), self._take_calls())
+        self.progress.begin(self._take_calls(), _size(self.y), _size(rate))
         if self.progress.done:
             return
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -208,7 +208,6 @@ class _Sample:
     def tensor(self, y: np.ndarray) -> Tensor:
         """A state (features,) as a tensor of the solve, shaped as a sample."""
         return torch.as_tensor(y).to(self.batch).view(self.batch.shape[1:])
-
 
     def _take_calls(self) -> int:
         calls, self.calls = self.calls, 0

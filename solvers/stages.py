@@ -31,14 +31,14 @@ class Stages:
         self._rates: list[Tensor] = []
         self._memory: Tensor | None = None
         if not recorded:
-            self._memory = y.new_empty(len(y), self._num_stages, y.shape[1])
+            self._memory = y.new_empty(len(y), self._num_stages, *y.shape[1:])
             self._slots = self._memory.unbind(1)
-            self._first = [self._memory[:, :n] for n in range(self._num_stages + 1)]
+            self._first = [self._memory.view(len(y), self._num_stages, -1)[:, :n] for n in range(self._num_stages + 1)]
             self._weights = coefficients.new_empty(len(y), *coefficients.shape)
             self._rows = self._split(self._weights)
 
     def begin(self, rate: Tensor, step: Tensor) -> None:
-        """A step of the lengths `step` (batch,), whose first stage is `rate` (batch, features)."""
+        """A step of the lengths `step` (batch,), whose first stage is `rate`, shaped as a state."""
         self._rates = []
         self.append(rate)
         if self._memory is None:
@@ -56,12 +56,12 @@ class Stages:
         self._rates.append(rate)
 
     def append_difference(self, target: Tensor, y: Tensor) -> None:
-        """The stage `target` - y; (batch, features)."""
+        """The stage `target` - y."""
         out = None if self._memory is None else self._slots[len(self._rates)]
         self._rates.append(torch.sub(target, y, out=out))
 
     def combined(self, y: Tensor) -> Tensor:
-        """y + h sum_j a_j k_j over the stages so far, (batch, 1, features), for y of that shape."""
+        """y + h sum_j a_j k_j over the stages so far, for y (batch, 1, features)."""
         return torch.baddbmm(y, self._rows[len(self._rates) - 1], self.together)
 
     def error(self) -> Tensor:
@@ -71,7 +71,7 @@ class Stages:
     @property
     def together(self) -> Tensor:
         """All so far, (batch, stages, features)."""
-        return torch.stack(self._rates, 1) if self._memory is None else self._first[len(self._rates)]
+        return torch.stack(self._rates, 1).flatten(2) if self._memory is None else self._first[len(self._rates)]
 
     @property
     def first(self) -> Tensor:
@@ -83,23 +83,19 @@ class Stages:
 
 
 class Stepper:
-    """The arithmetic of the steps of one solve, on the device: states (batch, features), times and steps (batch,).
+    """The arithmetic of the steps of one solve, on the device. States are (batch, ...), times and steps (batch,).
 
     A field that offers its `iteration` is evaluated by that where no derivatives are recorded: what does not depend on
     the state is then computed once.
     """
 
-    def __init__(
-        self, field: Field, tableau: EmbeddedTableau, rtol: float, atol: float, y: Tensor, shape: torch.Size, args: Any
-    ) -> None:
+    def __init__(self, field: Field, tableau: EmbeddedTableau, rtol: float, atol: float, y: Tensor, args: Any) -> None:
         self.recorded = is_recorded([y, *tensors(args)])
-        self._field, self._tableau, self._args, self._shape = field, tableau, args, shape
-        self._like, self._per_sample = y, [1] * (len(shape) - 1)
-        method = tableau.method
-        rows = [(*row, *[0.0] * (method.num_stages - len(row))) for row in (*method.a, tableau.b_error)]
-        self._nodes = np.array(method.c)[:, None]
-        self.stages = Stages(y, torch.tensor(rows, dtype=y.dtype, device=y.device), self.recorded)
+        self._field, self._tableau, self._args = field, tableau, args
+        self._like, self._flat = y, (len(y), 1, -1)
+        self._nodes = np.array(tableau.method.c)[:, None]
         self._rtol, self._atol = rtol, y.new_tensor(atol or torch.finfo(y.dtype).tiny)
+        self.stages = Stages(y, self.upload(tableau.coefficients), self.recorded)
         self._iterate: Callable[[Tensor], Tensor] | None = None
         if not self.recorded and defines(type(field), "iteration", "iterate", "__call__", "forward"):
             self._iterate = field.iteration(args)  # type: ignore[attr-defined]
@@ -107,40 +103,37 @@ class Stepper:
     def upload(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(numbers.astype(_NUMBERS[self._like.dtype])).to(self._like.device)
 
-    def rate_at(self, t: np.ndarray, y: Tensor) -> Tensor:
-        """The field at times (batch,)."""
-        state = y.view(self._shape)
-        rate = self._field(self.upload(t).view(-1, *self._per_sample), state, self._args)
-        return rate_of_state(rate, state).reshape(y.shape)
+    def per_sample(self, numbers: np.ndarray) -> Tensor:
+        """Numbers (..., batch) shaped to broadcast against states."""
+        return self.upload(numbers).view(*numbers.shape, *[1] * (self._like.ndim - 1))
+
+    def rate_at(self, t: Tensor, y: Tensor) -> Tensor:
+        """The field at times that broadcast against the state y."""
+        return rate_of_state(self._field(t, y, self._args), y)
 
     def step(self, t: np.ndarray, step: np.ndarray, y: Tensor, rate: Tensor, evaluate_end: bool = True) -> Tensor:
         """The state at t + step, from (t, y) where the field is `rate`; the stages are kept until the next step."""
         times: Any = None
         if self._iterate is None:
-            times = self.upload(t + self._nodes * step).view(len(self._nodes), -1, *self._per_sample).unbind()
-        self.stages.begin(rate, self.upload(step))
-        start, last = y[:, None], len(self._nodes) - 1
+            times = self.per_sample(t + self._nodes * step).unbind()
+        stages = self.stages
+        stages.begin(rate, self.upload(step))
+        start, last = y.view(self._flat), len(self._nodes) - 1
         for n in range(1, last + 1):
-            y_next = self.stages.combined(start)
-            if evaluate_end or n < last:
-                self._evaluate(times[n] if times else None, y_next)
-        return y_next.view(y.shape)
-
-    def _evaluate(self, time: Any, y: Tensor) -> None:
-        """The next stage, at a state (batch, 1, features)."""
-        state = y.view(self._shape)
-        if self._iterate is not None:
-            target = rate_of_state(self._iterate(state), state)
-            self.stages.append_difference(target.reshape(self._like.shape), y[:, 0])
-        else:
-            rate = rate_of_state(self._field(time, state, self._args), state)
-            self.stages.append(rate.reshape(self._like.shape))
+            y_next = stages.combined(start).view(y.shape)
+            if n == last and not evaluate_end:
+                break
+            if self._iterate is None:
+                stages.append(self.rate_at(times[n], y_next))
+            else:
+                stages.append_difference(rate_of_state(self._iterate(y_next), y), y_next)
+        return y_next
 
     @torch.no_grad()
     def measure(self, y: Tensor, y_next: Tensor, with_norms: bool) -> list[np.ndarray]:
         """Of the last step, from the device to the host at once: the error in units of the tolerance; and with norms
         the largest magnitudes of the state at its end and of the field there. Each (batch,)."""
-        ratio = self.rms(self.stages.error()[:, 0] / self.scale(y, y_next))
+        ratio = self.rms(self.stages.error() / self.scale(y, y_next).view(self._flat))
         if not with_norms:
             return [on_host(ratio).astype(np.float64)]
         return list(on_host(torch.stack([ratio, max_norm(y_next), max_norm(self.stages.last)])).astype(np.float64))
@@ -152,22 +145,20 @@ class Stepper:
     @staticmethod
     def rms(y: Tensor) -> Tensor:
         """Root mean square of each sample, (batch,)."""
+        y = y.flatten(1) if y.ndim > 1 else y[:, None]
         return torch.linalg.vector_norm(y, dim=1) / math.sqrt(y.shape[1])
 
     def inside(self, t: np.ndarray, step: np.ndarray, time: float, sample: np.ndarray, y: Tensor) -> Tensor:
-        """The states of the samples `sample` at a time within the last step, which began at (t, y); (rows, features)."""
+        """The states of the samples `sample` at a time within the last step, which began at (t, y)."""
         if self._tableau.dense_order is None:
-            return self._by_a_shorter_step(t, time, sample, y)
+            shorter = np.zeros_like(t)
+            shorter[sample] = time - t[sample]
+            return self.rows(self.step(t, shorter, y, self.stages.first, evaluate_end=False), sample)
         dense, length = np.array(self._tableau.dense), step[sample, None]
         powers = ((time - t[sample, None]) / length) ** np.arange(1, dense.shape[1] + 1)
         weights = self.upload((length * (powers @ dense.T))[:, None])
         start, stages = self.rows(y, sample), self.rows(self.stages.together, sample)
-        return torch.baddbmm(start[:, None], weights, stages)[:, 0]
-
-    def _by_a_shorter_step(self, t: np.ndarray, time: float, sample: np.ndarray, y: Tensor) -> Tensor:
-        step = np.zeros_like(t)
-        step[sample] = time - t[sample]
-        return self.rows(self.step(t, step, y, self.stages.first, evaluate_end=False), sample)
+        return torch.baddbmm(start.view(len(sample), 1, -1), weights, stages).view(start.shape)
 
     @staticmethod
     def rows(y: Tensor, sample: np.ndarray) -> Tensor:

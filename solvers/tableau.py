@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+
+import numpy as np
 
 Row = tuple[float, ...]
 Tree = tuple["Tree", ...]  # a rooted tree, as the sorted tuple of what hangs from its root; () is a single node
@@ -50,7 +52,7 @@ class ButcherTableau:
         return _stability_limit(self.a, self.b)
 
     def _check_order_conditions(self) -> None:
-        """One for every rooted tree of up to `order` nodes; Hairer, Norsett & Wanner, Solving ODEs I, theorem II.2.13."""
+        """One for each rooted tree of up to `order` nodes; Hairer, Norsett & Wanner, Solving ODEs I, theorem II.2.13."""
         weights: dict[Tree, list[float]] = {}
         for nodes in range(1, self.order + 1):
             for tree in _rooted_trees(nodes):
@@ -107,6 +109,12 @@ class EmbeddedTableau:
         for x in (0.5, 0.8):
             shorter = [tuple(entry / x for entry in row) for row in (*a, self.weights_at(x), c)]
             ButcherTableau(self.dense_order, tuple(shorter[:-2]), *shorter[-2:])
+
+    @cached_property
+    def coefficients(self) -> np.ndarray:
+        """The rows of a from the second stage on, and b_error below them: (s, s)."""
+        stages = self.method.num_stages
+        return np.array([(*row, *[0.0] * (stages - len(row))) for row in (*self.method.a, self.b_error)])
 
     def weights_at(self, x: float) -> Row:
         """b_i(x), (s)."""

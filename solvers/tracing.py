@@ -28,8 +28,11 @@ def values(tensor: Tensor) -> Tensor:
 
 def on_host(tensor: Tensor) -> np.ndarray:
     """The values as an array; waits until a device has computed them."""
-    plain: np.ndarray = values(tensor.detach()).detach().cpu().numpy()
-    return plain
+    plain = values(tensor)
+    if plain is tensor:
+        return np.asarray(plain.detach().cpu().numpy())
+    with torch._C._DisableFuncTorch():  # a transform takes part in every call, also on what it has not wrapped
+        return np.asarray(plain.detach().cpu().numpy())
 
 
 def refuse_vmap(who: str, tensors: Iterable[Tensor]) -> None:

@@ -108,7 +108,7 @@ class _Run:
         self.dt: float | None = None
         self.calls = 0
         self.rate = self._field(torch.tensor(problem.t0, dtype=y0.dtype, device=y0.device), self.y)
-        progress.begin(*norms(y0, self.rate), self._take_calls())
+        progress.begin(self._take_calls(), *norms(y0, self.rate))
         self.error_ratio = torch.full((len(y0),), torch.inf, dtype=y0.dtype, device=y0.device)
         self.steps = [(self.t, self.y)]
 

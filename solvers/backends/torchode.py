@@ -184,7 +184,7 @@ class _Controller:
     ) -> tuple[Tensor, Any, Tensor]:
         dt, state, rate = self._controller.init(term, problem, method_order, dt0, stats=stats, args=args)
         run, progress = self._run, self._run.progress
-        progress.begin(*norms(problem.y0, rate), run.take_calls())
+        progress.begin(run.take_calls(), *norms(problem.y0, rate))
         run.move(problem.t_start, problem.y0, torch.ones_like(run.active))
         if progress.done:
             raise _NothingToDo

@@ -30,26 +30,23 @@ def decay(t: Tensor, y: Tensor, args: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("cls", "known"),
+    ("name", "libraries"),
     [
-        (solvers.Bosh3, ["torchdiffeq"]),
-        (solvers.Dopri5, ["torchode", "torchdiffeq"]),
-        (solvers.Tsit5, ["torchode"]),
-        (solvers.Dopri8, ["torchdiffeq"]),
+        ("bosh3", ["torchdiffeq"]),
+        ("dopri5", ["torchode", "torchdiffeq"]),
+        ("tsit5", ["torchode"]),
+        ("dopri8", ["torchdiffeq"]),
     ],
 )
-def test_back_ends_by_name(cls: Any, known: list[str]) -> None:
-    for backend in known:
-        exact = Rational.exact(2.0, Y0)
-        assert solvers.solve(Rational(), Y0, 2.0, cls(backend=backend)).y1.allclose(exact, atol=1e-3)
-    first = solvers.solve(Rational(), Y0, 2.0, cls(backend=known[0])).y1
-    assert solvers.solve(Rational(), Y0, 2.0, cls()).y1.equal(first)
-    missing = ({"torchode", "torchdiffeq"} - set(known)) | {"scipy"}
-    for backend in missing:
-        with pytest.raises(
-            ValueError, match=f"unknown back end of {cls.__name__} '{backend}'.*choose one of {known[0]}"
-        ):
-            cls(backend=backend)
+def test_back_ends_by_name(name: str, libraries: list[str]) -> None:
+    kind = type(solvers.get(name))
+    assert solvers.get(name) == solvers.get(name, backend="native") == solvers.get(name, backend=None)
+    for backend in ("native", *libraries):
+        solver = solvers.get(name, backend=backend)
+        assert solvers.solve(Rational(), Y0, 2.0, solver).y1.allclose(Rational.exact(2.0, Y0), atol=1e-3)
+    for backend in {"torchode", "torchdiffeq", "scipy"} - set(libraries):
+        with pytest.raises(ValueError, match=f"unknown back end of {kind.__name__} '{backend}'.*one of native, "):
+            solvers.get(name, backend=backend)
 
 
 def test_a_tolerance_of_zero_is_refused() -> None:

@@ -71,7 +71,9 @@ class Stages:
     @property
     def together(self) -> Tensor:
         """All so far, (batch, stages, features)."""
-        return torch.stack(self._rates, 1).flatten(2) if self._memory is None else self._first[len(self._rates)]
+        if self._memory is not None:
+            return self._first[len(self._rates)]
+        return torch.stack(self._rates, 1).view(len(self.first), len(self._rates), -1)
 
     @property
     def first(self) -> Tensor:

@@ -17,8 +17,13 @@ def max_norm(y: Tensor) -> Tensor:
         return y.abs()
     if y.numel() == 0:
         return y.new_zeros(y.shape[0])
-    y = y.flatten(1)  # two reads and no copy |y|; on a CPU vector_norm with ord=inf takes ten times as long
-    return torch.maximum(y.amax(1), -y.amin(1))
+    return y.flatten(1).abs().amax(1)  # on a CPU vector_norm with ord=inf takes thirty times as long
+
+
+def largest_change(y: Tensor, y_next: Tensor) -> Tensor:
+    """`max_norm` of the difference, with room for a single one."""
+    change = (y_next.detach() - y.detach()).abs_()
+    return change.flatten(1).amax(1) if y.ndim > 1 and y.numel() else max_norm(change)
 
 
 @dataclass(frozen=True)

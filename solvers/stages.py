@@ -158,7 +158,7 @@ class Stepper:
             return self.rows(self.step(t, shorter, y, self.stages.first, evaluate_end=False), sample)
         dense, length = np.array(self._tableau.dense), step[sample, None]
         powers = ((time - t[sample, None]) / length) ** np.arange(1, dense.shape[1] + 1)
-        weights = self.upload((length * (powers @ dense.T))[:, None])
+        weights = self.upload((length * (powers[:, None] * dense).sum(-1))[:, None])  # row by row, as `@` is not
         start, stages = self.rows(y, sample), self.rows(self.stages.together, sample)
         return torch.baddbmm(start.view(len(sample), 1, -1), weights, stages).view(start.shape)
 

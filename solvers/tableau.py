@@ -52,7 +52,7 @@ class ButcherTableau:
         return _stability_limit(self.a, self.b)
 
     def _check_order_conditions(self) -> None:
-        """One for each rooted tree of up to `order` nodes; Hairer, Norsett & Wanner, Solving ODEs I, theorem II.2.13."""
+        """One per rooted tree of up to `order` nodes; Hairer, Norsett & Wanner, Solving ODEs I, theorem II.2.13."""
         weights: dict[Tree, list[float]] = {}
         for nodes in range(1, self.order + 1):
             for tree in _rooted_trees(nodes):

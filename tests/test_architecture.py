@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"solvers"}),
     frozenset({"fields", "grams", "rates", "masks", "fourier", "grids"})
-    | frozenset({"plotting", "measuring", "files", "environment", "configured", "weight_decay"}),
+    | frozenset({"plotting", "measuring", "files", "environment", "configured", "weight_decay", "statistics"}),
     frozenset({"dictionaries"}),
     frozenset({"layer"}),
     frozenset({"learned"}),
@@ -28,6 +28,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"saving"}),
     frozenset({"training"}),
     frozenset({"analysis"}),
+    frozenset({"comparison", "evaluation"}),
     frozenset({"study"}),
     frozenset({"report"}),
     frozenset({"bench"}),
@@ -38,7 +39,7 @@ FLOOR = {part: level for level, room in enumerate(ROOMS) for part in room}
 # What a part may import of the library at most, where that is less than everything below it.
 ALLOWED: dict[str, set[str]] = {
     "solvers": set(),
-    "robustness": {"measuring"},  # any classifier: it knows nothing of attention
+    "robustness": {"measuring", "solvers"},  # any classifier: it knows nothing of attention
     "data": {"solvers"},
 }
 # The package itself imports what it exports; `python -m vars_ode` starts the command line.
@@ -51,6 +52,7 @@ FOREIGN_PRIVATES = {
     "_replace": "public for named tuples: the underscore keeps it apart from their fields",
     "_C": "torch's own functions, for the next line",
     "_current_level": "whether forward-mode differentiation is on; to ask each tensor takes three times as long",
+    "_reset_state": "Accelerate keeps one state per process, and frees it in no other way",
     "_functorch": "whether a value is wrapped by a transform of torch.func, which torch does not tell otherwise",
 }
 

@@ -1,5 +1,6 @@
 """The benches print what they measure, and the ratios that hold on any machine hold."""
 
+import inspect
 import runpy
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vars_ode.bench.memory import memory
 from vars_ode.bench.solver import solver
 from vars_ode.bench.truncated import truncated
 from vars_ode.cli import app
+from vars_ode.cli.bench import bench
 
 
 def test_iterations_to_equilibrium() -> None:
@@ -68,3 +70,8 @@ def test_a_solve_beside_a_loop_by_hand() -> None:
     assert [row.solver for row in adaptive] == 2 * ["bosh3", "dopri5", "tsit5", "dopri8"]
     assert all(row.error < 1e-3 and row.beside_error < 1e-3 for row in adaptive)
     assert {row.beside for row in adaptive} == {"torchode", "torchdiffeq"}
+
+
+def test_the_help_explains_every_bench() -> None:
+    shown = " ".join(inspect.signature(bench).parameters["name"].annotation.__metadata__[0].help.split())
+    assert {name for name in BENCHES if f"{name}: " not in shown} == set()

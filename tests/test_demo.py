@@ -97,9 +97,7 @@ def test_other_settings_are_refused(finished: Path) -> None:
 
 
 def test_a_run_that_fails_leaves_the_others(tmp_path: Path) -> None:
-    unstable = replace(
-        TINY, recipe=Recipe(epochs=1, batch_size=20, learning_rate=1e30, warmup_epochs=0, clip_grad=1e30)
-    )
+    unstable = replace(TINY, recipe=Recipe(epochs=1, batch_size=20, lr=1e30, warmup_epochs=0, clip_grad=1e30))
     with in_place_of_spawn():
         failures = run_study(tmp_path / "out", unstable, ("softmax",), seeds=1, workers=1)
     assert len(failures) == 1

@@ -14,8 +14,8 @@ import pytest
 
 from vars_ode.report.statements import DASH, percent, short_answer, solver_statements, variant_statements
 from vars_ode.report.study import write_report
+from vars_ode.statistics import Spread, verdict
 from vars_ode.study.records import Results, read_results
-from vars_ode.study.statistics import Spread, verdict
 
 CORRUPTIONS = ("gaussian_noise", "motion_blur", "contrast")
 SOLVERS = {"euler@1": 1, "euler@2": 2, "euler@5": 5, "euler@20": 20, "rk4@5": 20, "nesterov": 20}

@@ -17,7 +17,7 @@ import solvers
 import vars_ode
 from vars_ode import analysis
 from vars_ode.cli import app
-from vars_ode.data import fashion_mnist, labelled_pictures
+from vars_ode.data import Preprocessing, fashion_mnist, labelled_pictures
 from vars_ode.models import AT_REST, Solve, parse_solves, vars_layers
 from vars_ode.robustness import evaluate
 
@@ -223,11 +223,13 @@ def folder_of_classes(root: Path, classes: int = 10, each: int = 2) -> Path:
 
 
 def test_pictures_of_a_folder(tmp_path: Path) -> None:
-    data = labelled_pictures(str(folder_of_classes(tmp_path)), 3, 16)
+    data = labelled_pictures(str(folder_of_classes(tmp_path)), Preprocessing((3, 16, 16)))
     image, label = data[3]
     assert (len(data), image.shape, label) == (20, (3, 16, 16), 1)
     assert image[0, 0, 0] == pytest.approx(20 / 255)
-    assert [labelled_pictures(str(tmp_path), 1, 28, 10)[i][1] for i in range(10)] == list(range(10))
+    assert [
+        labelled_pictures(str(tmp_path), Preprocessing((1, 28, 28), (0,), (1,)), 10)[i][1] for i in range(10)
+    ] == list(range(10))
 
 
 def test_the_command_measures_a_saved_model(model: nn.Module, tmp_path: Path) -> None:

@@ -40,3 +40,13 @@ def test_a_module_made_in_memory_is_not_ours(tmp_path):
     code = "import types; sys.modules['solvers'] = types.ModuleType('solvers'); import vars_ode"
     result = run(code, tmp_path, REPOSITORY)
     assert "ImportError: vars_ode needs its package `solvers`" in result.stderr
+
+
+def test_everything_that_is_exported_is_there_and_heavy_parts_load_later() -> None:
+    code = (
+        "import sys, vars_ode; early = set(sys.modules); from vars_ode import *; "
+        "assert all(hasattr(vars_ode, name) for name in vars_ode.__all__); "
+        "print(sorted({'matplotlib', 'accelerate', 'scipy.optimize', 'torchode', 'torchdiffeq'} & early))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -3,6 +3,9 @@
 layer = vars_ode.VARSAttention(dim=192, num_heads=3, dictionary="softmax", solver="rk4")
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from vars_ode._solvers_guard import check_solvers
 
 check_solvers()
@@ -42,3 +45,71 @@ from vars_ode.saving import save_pretrained as save_pretrained  # noqa: E402
 from vars_ode.weight_decay import no_weight_decay as no_weight_decay  # noqa: E402
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vars_ode.comparison import Comparison as Comparison
+    from vars_ode.comparison import compare as compare
+
+# Loaded when they are first used: plots and training need more than layers and models.
+_LATER = {"Comparison": "vars_ode.comparison", "compare": "vars_ode.comparison"}
+_PACKAGES = ("analysis", "bench", "conversion", "data", "report", "robustness", "saving", "study", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"vars_ode.{name}")
+    raise AttributeError(f"module 'vars_ode' has no attribute {name!r}")
+
+
+__all__ = [
+    "LCA",
+    "CheckpointError",
+    "Comparison",
+    "ConversionReport",
+    "Dynamic",
+    "LoadReport",
+    "ModelSpec",
+    "PerformerAttention",
+    "PositionScaledAttention",
+    "ProximalFlow",
+    "ReconstructionArgs",
+    "ReconstructionLayer",
+    "RobustVisionTransformer",
+    "Softmax",
+    "StaticDynamic",
+    "VARSAttention",
+    "VARSConvAttention",
+    "VARSRotaryAttention",
+    "analysis",
+    "anneal",
+    "attention_layer",
+    "attention_maps",
+    "available_attentions",
+    "bench",
+    "compare",
+    "conversion",
+    "convert_attention",
+    "data",
+    "dictionaries",
+    "energy",
+    "kkt_residual",
+    "load_checkpoint",
+    "load_pretrained",
+    "models",
+    "no_weight_decay",
+    "report",
+    "robustness",
+    "save_checkpoint",
+    "save_pretrained",
+    "saving",
+    "set_solver",
+    "study",
+    "training",
+    "with_solver",
+]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

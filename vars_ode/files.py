@@ -1,9 +1,10 @@
 """Files and folders of results: files are written atomically, and folders with other content are refused."""
 
+import csv
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,36 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+    fsync_folder(target.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, after a rename; where the system lets a folder be opened."""
     if os.name == "posix":
-        folder = os.open(target.parent, os.O_RDONLY)
+        opened = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write JSON atomically."""
     text = json.dumps(content, indent=1)
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, atomically. The columns are those of any row; without rows the file is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+
+    def write(target: Path) -> None:
+        with target.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
 
 
 def claim_folder(folder: Path, marker: str, what: str) -> bool:

@@ -49,6 +49,7 @@ class ReconstructionLayer(nn.Module, ABC):
     context_names: ClassVar[tuple[str, ...]] = ()  # arguments of `forward` by position, behind the tokens
 
     field: ProximalFlow | LCA
+    watch: Callable[[solvers.Solution], object] | None = None  # called with each solution, not where it is traced
     layout: TokenLayout | None = None  # of the model that the layer belongs to, where that is known
     _solver: solvers.Solver
     _t1: float
@@ -174,8 +175,12 @@ class ReconstructionLayer(nn.Module, ABC):
             save_at=save_at,
             until=self.until,
         )
-        if not is_traced(x) and bool((values(solution.status) == solvers.Status.NONFINITE).any()):
+        if is_traced(x):
+            return solution
+        if bool((values(solution.status) == solvers.Status.NONFINITE).any()):
             _blame_input(x)
+        if self.watch is not None:
+            self.watch(solution)
         return solution
 
     # --- settings ---

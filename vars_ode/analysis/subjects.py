@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision.transforms import Normalize
 
 from vars_ode.building import SMALL_MODEL, ModelSpec
 from vars_ode.checkpoints import CheckpointError
-from vars_ode.data import labelled_pictures, pictures_for
+from vars_ode.data import Preprocessing, labelled_pictures, pictures_for
 from vars_ode.models import available_attentions, layer_inputs
 from vars_ode.saving import has_description, load_checkpoint, num_classes_of
 
@@ -53,9 +52,9 @@ def find_subject(
         model, weights = _load(checkpoint, name, attention), f"weights of {checkpoint.name}"
         shown = _shown(model)
     model.eval()
-    channels, side, mean, std = _format(model)
-    pictures = pictures_for(image, count, channels, side)
-    inputs = (pictures - mean) / std
+    preprocessing = Preprocessing.of(model)
+    pictures = pictures_for(image, count, preprocessing.channels, preprocessing.size)
+    inputs = preprocessing.normalize(pictures)
     layer_inputs(model, inputs)  # refuses a model without VARS layers, or one that cannot take the pictures
     return Subject(shown, model, pictures, inputs, weights)
 
@@ -79,12 +78,23 @@ def find_classifier(checkpoint: Path, source: str, count: int | None) -> Classif
     Raises:
         ValueError: a checkpoint or pictures that cannot be used.
     """
+    name, model = load_model(checkpoint)
+    preprocessing = Preprocessing.of(model)
+    data = labelled_pictures(source, preprocessing, count)
+    return Classifier(name, preprocessing.normalized(model), data)
+
+
+def load_model(checkpoint: Path) -> tuple[str, nn.Module]:
+    """A saved model in evaluation mode, and what it is called.
+
+    Args:
+        checkpoint: a folder or file that was saved, which tells its model.
+
+    Raises:
+        ValueError: it cannot be used; the message says why.
+    """
     model = _load(checkpoint, None, None).eval()
-    channels, side, mean, std = _format(model)
-    name, data = _shown(model), labelled_pictures(source, channels, side, count)
-    if bool((mean != 0).any() or (std != 1).any()):
-        model = nn.Sequential(Normalize(mean.flatten().tolist(), std.flatten().tolist()), model).eval()
-    return Classifier(name, model, data)
+    return _shown(model), model
 
 
 def _load(checkpoint: Path, name: str | None, attention: str | None) -> nn.Module:
@@ -123,24 +133,3 @@ def _spec(name: str | None, attention: str | None, num_classes: int | None = Non
             raise ValueError(f"{name!r} and --attention {attention} both name an attention; give one of them")
         name, attention = None, name
     return ModelSpec(name or SMALL_MODEL, attention or DEFAULT_ATTENTION, num_classes=num_classes)
-
-
-def _format(model: nn.Module) -> tuple[int, int, Tensor, Tensor]:
-    """Channels, side, and the normalisation of a model's input; a model of [0, 1] pictures tells none."""
-    stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if stem is None:
-        raise ValueError(f"{type(model).__name__} has no convolution to take pictures; choose a vision transformer")
-    channels = stem.in_channels
-    config = getattr(model, "pretrained_cfg", None) or {}
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
-    size = size or config.get("input_size", (3, 224, 224))[-1]
-    side = int(size if isinstance(size, int) else size[-1])
-    mean, std = config.get("mean"), config.get("std")
-    known = mean is not None and std is not None and len(mean) == channels
-    shape = (1, -1, 1, 1)
-    return (
-        channels,
-        side,
-        torch.tensor(mean if known else [0.0] * channels).view(shape),
-        torch.tensor(std if known else [1.0] * channels).view(shape),
-    )

@@ -3,6 +3,8 @@
 import math
 
 import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vars_ode import fourier, grids
@@ -23,7 +25,8 @@ def drop_other_head(state: dict[str, Tensor], model: nn.Module) -> list[str]:
 
 
 def adapt_grids(state: dict[str, Tensor], model: nn.Module) -> list[str]:
-    """Resample static templates and filters, in place of those in `state`, to the grids of the model."""
+    """Resample static templates, filters and timm's position embeddings, in place of those in `state`, to the grids of
+    the model."""
     own = model.state_dict()
     adapted = []
     for name, value in list(state.items()):
@@ -41,10 +44,20 @@ def adapt_grids(state: dict[str, Tensor], model: nn.Module) -> list[str]:
                 continue
             maps = grids.resample(value.transpose(1, 2).float(), (side, side), grid)
             state[name] = maps.transpose(1, 2).to(value.dtype)
+        elif name == "pos_embed" and (prefix := _prefix_of_square(value, model)) is not None:
+            state[name] = resample_abs_pos_embed(value, list(model.patch_embed.grid_size), None, prefix)  # type: ignore[union-attr, arg-type]
         else:
             continue
         adapted.append(f"{name} resampled from {tuple(value.shape)} to {tuple(state[name].shape)}")
     return adapted
+
+
+def _prefix_of_square(embedding: Tensor, model: nn.Module) -> int | None:
+    """The prefix tokens of an absolute position embedding of timm's that has a square grid; None if it has not."""
+    if not isinstance(model, VisionTransformer) or embedding.shape[::2] != model.pos_embed.shape[::2]:
+        return None
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    return prefix if math.isqrt(embedding.shape[1] - prefix) ** 2 == embedding.shape[1] - prefix else None
 
 
 def _filter_grid(kernel: Tensor) -> grids.Grid:

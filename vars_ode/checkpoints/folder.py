@@ -43,6 +43,14 @@ def as_safetensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
+def save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """safetensors' own, which raises an error of its own kind where the disk is full."""
+    try:
+        safetensors.torch.save_file(tensors, path, metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path.parent} cannot be written to: {error}") from error
+
+
 def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], card: str | None) -> None:
     """Write a model, so that readers and interruptions find the old one or the new one.
 
@@ -66,7 +74,7 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], 
         write_atomically(folder / CARD, lambda target: target.write_text(card, encoding="utf-8"))
 
     def write_weights(target: Path) -> None:
-        safetensors.torch.save_file(tensors, target, metadata)
+        save_file(tensors, target, metadata)
         write_json(folder / PENDING, {**config, FORMAT: {**description, "sha256": _digest(target.read_bytes())}})
 
     write_atomically(folder / WEIGHTS, write_weights)

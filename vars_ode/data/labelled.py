@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset, Subset, TensorDataset
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
 import solvers
-from vars_ode.data.fashion_mnist import fashion_mnist
+from vars_ode.data.benchmarks import clean_set
+from vars_ode.data.evaluation_sets import spread
+from vars_ode.data.fashion_mnist import EMBEDDED, fashion_mnist
 from vars_ode.data.pictures import fitted
+from vars_ode.data.preprocessing import Preprocessing
 
-EMBEDDED = "fashion-mnist"
 
-
-def labelled_pictures(source: str, channels: int, side: int, count: int | None = None) -> Dataset[Any]:
-    """(picture, label) with pictures (channels, side, side) in [0, 1].
+def labelled_pictures(source: str, preprocessing: Preprocessing, count: int | None = None) -> Dataset[Any]:
+    """(picture, label) with pictures (channels, height, width) in [0, 1].
 
     Args:
         source: "fashion-mnist" for the embedded test images, or a folder with one subfolder of pictures per class, as
             ImageNet's validation set; where it holds a folder `val`, that one. Classes are numbered in the order of
             their names.
-        channels: 1 or 3.
-        side: height and width. Pictures of a folder are resized and cropped at the centre to it.
+        preprocessing: of the model. The embedded images are stretched to its size; pictures of a folder are resized
+            and cropped as it says.
         count: the first so many pictures, of a folder evenly spread ones, as it is in the order of its classes; all by
             default.
 
@@ -37,23 +35,6 @@ def labelled_pictures(source: str, channels: int, side: int, count: int | None =
         images, labels = fashion_mnist("test").tensors
         if count is not None and count > len(images):
             raise ValueError(f"there are {len(images)} embedded test images, got images={count}")
-        return TensorDataset(fitted(images[:count], channels, side), labels[:count])
-    data = _folder(Path(source), channels, side)
-    if count is None:
-        return data
-    if count > len(data):
-        raise ValueError(f"{source} holds {len(data)} images, got images={count}")
-    return Subset(data, [i * len(data) // count for i in range(count)])
-
-
-def _folder(path: Path, channels: int, side: int) -> ImageFolder:
-    if not path.is_dir():
-        raise ValueError(f"there is no folder {path}; give {EMBEDDED!r} or a folder with one subfolder per class")
-    steps = [transforms.Resize(side), transforms.CenterCrop(side)]
-    if channels == 1:
-        steps.append(transforms.Grayscale())
-    try:
-        val = path / "val"
-        return ImageFolder(str(val if val.is_dir() else path), transforms.Compose([*steps, transforms.ToTensor()]))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} has no subfolders of pictures, one per class: {error}") from error
+        return TensorDataset(fitted(images[:count], preprocessing.channels, preprocessing.size), labels[:count])
+    data = clean_set(source, preprocessing).open()
+    return data if count is None else Subset(data, spread(len(data), count))

@@ -14,25 +14,25 @@ import solvers
 from vars_ode.data.fashion_mnist import fashion_mnist
 
 
-def pictures_for(image: Path | None, count: int, channels: int, side: int) -> Tensor:
-    """(pictures, channels, side, side) in [0, 1]: one file, or the first embedded test images of different classes.
+def pictures_for(image: Path | None, count: int, channels: int, size: tuple[int, int]) -> Tensor:
+    """(pictures, channels, *size) in [0, 1]: one file, or the first embedded test images of different classes.
 
     Args:
         image: a picture; None for embedded ones.
         count: how many of the embedded ones.
         channels: 1 or 3.
-        side: height and width in pixels.
+        size: height and width in pixels.
 
     Raises:
         ValueError: a file that is no picture, or channels that pictures do not have.
     """
-    return fitted(_opened(image, channels) if image is not None else _embedded(count), channels, side)
+    return fitted(_opened(image, channels) if image is not None else _embedded(count), channels, size)
 
 
-def fitted(pictures: Tensor, channels: int, side: int) -> Tensor:
+def fitted(pictures: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     """Pictures (batch, 1 or 3, height, width) in [0, 1], resized, and with as many channels as a model takes."""
-    if pictures.shape[-2:] != (side, side):
-        pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    if pictures.shape[-2:] != size:
+        pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True, align_corners=False)
     if pictures.shape[1] != channels:
         if channels not in (1, 3):
             raise ValueError(f"the model takes {channels} channels, and pictures have 1 or 3")

@@ -13,8 +13,8 @@ from vars_ode.plotting import SMALL, literal, new_figure, tidy
 from vars_ode.report.plot_style import LineStyle, Plot, legend_above, line_styles
 from vars_ode.report.plots_solvers import accuracy_by_cost
 from vars_ode.report.plots_traces import attention_maps, energy_and_residual
+from vars_ode.statistics import Spread
 from vars_ode.study.records import CLEAN, Condition, Results, readable
-from vars_ode.study.statistics import Spread
 
 
 def draw_plots(results: Results, folder: Path) -> list[tuple[Plot, Path | None]]:

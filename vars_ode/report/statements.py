@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vars_ode.statistics import Spread, verdict
 from vars_ode.study.records import BASELINE, CLEAN, Results, SolverPoint
-from vars_ode.study.statistics import Spread, verdict
 
 DASH = "\N{EN DASH}"  # stands for "not measured"
 NUM_CLASSES = 10  # Fashion-MNIST

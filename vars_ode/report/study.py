@@ -24,8 +24,8 @@ from vars_ode.report.statements import (
     train_seconds,
     variant_statements,
 )
+from vars_ode.statistics import Spread
 from vars_ode.study.records import BASELINE, Condition, Results, SolverPoint, number, read_results, readable
-from vars_ode.study.statistics import Spread
 
 TITLE = "Attention as sparse reconstruction: vision transformers compared"
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -105,7 +104,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, /, **entries
     if Path(path).suffix == ".safetensors":
         metadata = {"format": "pt", FORMAT: json.dumps(stored)}
         separate = folder.as_safetensors(state)
-        write_atomically(path, lambda target: safetensors.torch.save_file(separate, target, metadata))
+        write_atomically(path, lambda target: folder.save_file(separate, target, metadata))
     else:
         contents = {"format": FORMAT, "model": state, "config": stored, **entries}
         write_atomically(path, lambda target: torch.save(contents, target))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vars_ode.study.statistics import Spread
+from vars_ode.statistics import Spread
 
 BASELINE = "softmax"
 

@@ -28,7 +28,7 @@ from vars_ode.saving import load_pretrained, save_pretrained
 from vars_ode.study.measure import measure_robustness, measure_solvers, measure_traces
 from vars_ode.study.plan import EXACT, Plan
 from vars_ode.study.progress import Event, Progress, reporter
-from vars_ode.training import fit, flip_and_shift
+from vars_ode.training import Training, failures, flip_and_shift
 
 RECORD = "settings.json"
 TRAINED = "training.json"
@@ -220,14 +220,15 @@ def _train(plan: Plan, job: Job, target: Path, report: Any) -> dict[str, Any]:
     started = time.process_time()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", solvers.SolverWarning)
-        history = fit(
+        training = Training(
             model,
             _head(fashion_mnist("train"), plan.train_images),
             plan.recipe_of(job.attention),
             seed=job.seed,
             augment=flip_and_shift,
-            progress=lambda update, updates: report(Event.TRAINED, update / updates),
+            progress=lambda update: report(Event.TRAINED, update.number / update.total),
         )
+        history = training.run()
     record = {
         "attention": job.attention,
         "seed": job.seed,
@@ -236,7 +237,7 @@ def _train(plan: Plan, job: Job, target: Path, report: Any) -> dict[str, Any]:
         "train_seconds": time.process_time() - started,
         "history": history,
         "final_loss": history[-1]["loss"],
-        "warnings": _messages(caught),
+        "warnings": sorted({*_messages(caught), *failures(training.solves)}),
     }
     target.mkdir(parents=True, exist_ok=True)
     save_pretrained(model, target)

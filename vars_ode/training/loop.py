@@ -1,173 +1,422 @@
-"""Training a classifier: a plain loop on timm's optimizer and scheduler factories."""
+"""Training a classifier: the loop, on Hugging Face Accelerate and timm's parts."""
 
+import logging
 import math
-from collections.abc import Callable
-from typing import TypedDict
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple, TypedDict
 
 import torch
-import torch.nn.functional as F
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
-from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
+import solvers
+from vars_ode.training.accelerating import accelerator_for, forget, release
+from vars_ode.training.checkpoints import Checkpoints
 from vars_ode.training.horizon import SolveOfUpdate
+from vars_ode.training.images import Augmentation, Batch, Images, batches
+from vars_ode.training.keyed import key, seeded
+from vars_ode.training.optimization import check_classes, loss_for, mixer_for, optimizer_for, schedule_for
+from vars_ode.training.order import Key, Order
 from vars_ode.training.recipe import Recipe
-from vars_ode.weight_decay import no_weight_decay
+from vars_ode.training.solve_log import SOLVE_FAILED, SolveLog, SolveRow, failures
+from vars_ode.training.validation import Validation
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+PROBE_IMAGES = 32
+logger = logging.getLogger(__name__)
 
 
-class Epoch(TypedDict):
-    """The record of one pass over the data; the accuracy is that of augmented images in training mode."""
+class Epoch(TypedDict, total=False):
+    """The record of one pass over the data, over all processes."""
 
     epoch: int
     loss: float
-    train_accuracy: float
+    train_accuracy: float  # of augmented images in training mode
+    lr: float  # at its end
+    skipped: int  # updates that were not finite
+    unreadable: int  # images in whose place another one was taken
+    seconds: float
+    images_per_second: float
+    validation_accuracy: float  # where images are held out
+    ema_validation_accuracy: float  # likewise, of the averaged weights
+
+
+class Update(NamedTuple):
+    """What is told after each update."""
+
+    number: int  # from 1
+    total: int
+    loss: float
+    images: int  # of this update, over all processes
 
 
 class DivergedError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss or its gradient became NaN or infinite."""
 
 
-def flip_and_shift(images: Tensor, generator: torch.Generator, pixels: int = 2) -> Tensor:
-    """Each image mirrored with probability 1/2, and moved by up to `pixels` both ways with its edge repeated.
+class StoppedError(RuntimeError):
+    """The training was asked to stop, and its state is saved."""
 
-    Args:
-        images: (batch, channels, height, width).
-        generator: a CPU generator.
-    """
-    batch, _, height, width = images.shape
-    mirrored = torch.rand(batch, generator=generator) < 0.5
-    images = torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(-1), images)
-    padded = F.pad(images, [pixels] * 4, mode="replicate")
-    offsets = torch.randint(2 * pixels + 1, (batch, 2), generator=generator)
-    rows = (torch.arange(height) + offsets[:, :1]).view(batch, 1, height, 1).to(images.device)
-    columns = (torch.arange(width) + offsets[:, 1:]).view(batch, 1, 1, width).to(images.device)
-    sample = torch.arange(batch, device=images.device).view(-1, 1, 1, 1)
-    channel = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
-    return padded[sample, channel, rows, columns]
+
+class UnreadableError(ValueError):
+    """The file of an image cannot be read."""
 
 
 def fit(
     model: nn.Module,
-    data: Dataset[tuple[Tensor, ...]],
+    data: Dataset[Any],
     recipe: Recipe,
     *,
     seed: int = 0,
     augment: Augmentation | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Callable[[Update], object] | None = None,
     on_epoch: Callable[[Epoch], object] | None = None,
+    validation: Dataset[Any] | None = None,
+    workers: int = 0,
 ) -> list[Epoch]:
-    """Train `model` in place on the device it is on.
+    """Train `model` in place on the device it is on. `Training` has more options.
 
     Args:
         model: images (batch, channels, height, width) -> logits (batch, classes).
-        data: a `TensorDataset` of (images in [0, 1], int64 labels).
+        data: a `TensorDataset` of (images, int64 labels), or a data set of (image, label), such as an ImageFolder with
+            transforms.
         recipe: how.
-        seed: of the order of the images, of the augmentation and of random horizons; dropout draws from torch's global
-            generator.
-        augment: applied to each batch of images.
-        progress: called as ``progress(update, updates)`` after each update.
+        seed: of the order of the images, of the augmentation, of dropout and of random horizons.
+        augment: applied to each batch of images, with a generator for each image.
+        progress: called with an `Update` after each.
         on_epoch: called with each epoch's record.
+        validation: images to measure after each epoch.
+        workers: processes that read images.
 
     Returns:
         a record per epoch.
 
     Raises:
-        DivergedError: the loss is not finite; the message says at which update.
-        ValueError: fewer images than a batch, or labels that are not int64 classes of the model.
+        DivergedError: the loss or the gradient is not finite; the message says at which update.
+        ValueError: fewer images than a batch, labels that are not int64 classes of the model, or a recipe that asks
+            for what model or device do not have.
     """
-    images, labels = _tensors(data)
-    updates_per_epoch = len(images) // recipe.batch_size
-    if updates_per_epoch == 0:
-        raise ValueError(f"{len(images)} images do not fill one batch of {recipe.batch_size}; lower batch_size")
-    device = next(model.parameters()).device
-    solve = SolveOfUpdate(model, recipe.horizon, seed)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = _optimizer(model, recipe)
-    scheduler = _schedule(optimizer, recipe, updates_per_epoch)
-    history: list[Epoch] = []
-    for epoch in range(recipe.epochs):
-        model.train()
-        order = torch.randperm(len(images), generator=generator)
-        total_loss, correct = 0.0, 0
-        for batch in range(updates_per_epoch):
-            chosen = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-            x, y = images[chosen].to(device), labels[chosen].to(device)
-            update = epoch * updates_per_epoch + batch
-            with solve.at(update):
-                loss, logits = _update(model, optimizer, augment(x, generator) if augment else x, y, recipe)
-            if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss became {loss} at update {update} of epoch {epoch}; lower the learning rate "
-                    f"({recipe.learning_rate}), or take a smaller rate or step in the attention's solver"
-                )
-            scheduler.step_update(update + 1)
-            total_loss += loss
-            correct += int((logits.argmax(1) == y).sum())
-            if progress:
-                progress(update + 1, recipe.epochs * updates_per_epoch)
-        seen = updates_per_epoch * recipe.batch_size
-        history.append({"epoch": epoch, "loss": total_loss / updates_per_epoch, "train_accuracy": correct / seen})
-        if on_epoch:
-            on_epoch(history[-1])
-    return history
-
-
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, recipe: Recipe
-) -> tuple[float, Tensor]:
-    logits = model(x)
-    _check_classes(y, logits.shape[1])
-    loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
-    optimizer.step()
-    return loss.item(), logits.detach()
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    own: Callable[[], set[str]] = getattr(model, "no_weight_decay", set)
-    groups = param_groups_weight_decay(
-        model, recipe.weight_decay, no_weight_decay_list=(*own(), *no_weight_decay(model))
+    training = Training(
+        model,
+        data,
+        recipe,
+        seed=seed,
+        augment=augment,
+        progress=progress,
+        on_epoch=on_epoch,
+        validation=validation,
+        workers=workers,
     )
-    return create_optimizer_v2(groups, opt="adamw", lr=recipe.learning_rate)
+    return training.run()
 
 
-def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, updates_per_epoch: int):  # type: ignore[no-untyped-def]
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=recipe.epochs,
-        warmup_epochs=min(recipe.warmup_epochs, recipe.epochs / 2),
-        warmup_lr=recipe.learning_rate / 100,
-        warmup_prefix=False,
-        min_lr=recipe.learning_rate / 100,
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
-    )
-    scheduler.step_update(0)
-    return scheduler
+class Training:
+    """A training that can be saved and continued, in one process or in several.
 
+    Everything random depends on the seed and on what it is for: the order on the epoch, augmentation on epoch and
+    image, mixing and horizon on the update, dropout on update and process. So a training that is continued from a
+    checkpoint ends with the same bits as one that never stopped, and the number of processes changes its results by
+    rounding alone (dropout, stochastic depth, BatchNorm and mixing per element apart, which see one process's images).
 
-def _tensors(data: Dataset[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
-    if not isinstance(data, TensorDataset) or len(data.tensors) != 2:
-        raise ValueError(f"expected a TensorDataset of (images, labels), got {type(data).__name__}")
-    images, labels = data.tensors
-    if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise ValueError(
-            f"expected class indices as labels, torch.int64 (images,), got {labels.dtype} {tuple(labels.shape)}"
-        )
-    return images, labels
+    Args:
+        model, data, recipe, seed, augment, progress, on_epoch, validation, workers: as for `fit`.
+        skip_unreadable: take the next image for one whose file cannot be read, and count it.
+        accelerator: Hugging Face's, where it is to be another than the recipe's own.
+        checkpoints: where and how often the state is saved; None for never.
+        asked_to_stop: asked after each update; when it says so in one process, all save and raise `StoppedError`.
 
+    Attributes:
+        model: as given.
+        ema: timm's average of the weights, None without.
+        history: the records so far.
+        solves: the rows of the solves so far.
+    """
 
-def _check_classes(labels: Tensor, classes: int) -> None:
-    """Before the loss, where a GPU would abort and torch passes -100 over without a word."""
-    bad = (labels < 0) | (labels >= classes)
-    if bool(bad.any()):
-        raise ValueError(
-            f"got the label {int(labels[bad][0])} for a model with {classes} classes; expected 0 to {classes - 1}. "
-            "Leave out images without a class, and check that data set and model have the same classes"
-        )
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset[Any],
+        recipe: Recipe,
+        *,
+        seed: int = 0,
+        augment: Augmentation | None = None,
+        progress: Callable[[Update], object] | None = None,
+        on_epoch: Callable[[Epoch], object] | None = None,
+        validation: Dataset[Any] | None = None,
+        workers: int = 0,
+        skip_unreadable: bool = False,
+        accelerator: Any = None,
+        checkpoints: Checkpoints | None = None,
+        asked_to_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        self.model, self.recipe, self.seed = model, recipe, seed
+        self._device = next(model.parameters()).device
+        self._progress, self._on_epoch = progress, on_epoch
+        self._workers, self._asked_to_stop = workers, asked_to_stop
+        self._images = Images(data, seed, augment, skip_unreadable)
+        self._solve = SolveOfUpdate(model, recipe.horizon, seed)
+        self._validation = Validation(validation) if validation is not None else None
+        self._classes: int | None = getattr(model, "num_classes", None)
+        if recipe.mixes and self._classes is None:
+            raise ValueError("mixup and cutmix need a model that tells its number of classes as model.num_classes")
+        self._mixer, self._loss = mixer_for(recipe, self._classes or 0), loss_for(recipe)
+        self._owned = accelerator is None
+        self._accelerator = accelerator or accelerator_for(recipe, self._device.type)
+        self._parts = self._accelerator.num_processes * recipe.grad_accum_steps
+        try:
+            self._order = Order(len(self._images), recipe.batch_size * self._parts, seed, recipe.aug_repeats)
+            self._prepare()
+        except BaseException:
+            self._release(model)
+            raise
+        self._checkpoints = checkpoints
+        self.history: list[Epoch] = []
+        self.solves: list[SolveRow] = []
+        self._done = self._first = 0  # updates, in all and before this process began
+        self._sums = {"loss": 0.0, "correct": 0.0, "updates": 0, "skipped": 0, "unreadable": 0, "seconds": 0.0}
+
+    def _prepare(self) -> None:
+        """Put model and optimizer into the form that the recipe and the processes ask for."""
+        recipe, model = self.recipe, self.model
+        if recipe.grad_checkpointing:
+            set_checkpointing: Any = getattr(model, "set_grad_checkpointing", None)
+            if set_checkpointing is None:
+                raise ValueError(f"a {type(model).__name__} has no set_grad_checkpointing; leave that out")
+            set_checkpointing(True)
+        if recipe.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if recipe.sync_bn:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        optimizer = optimizer_for(model, recipe)
+        self._schedule = schedule_for(optimizer, recipe, self._order.updates_per_epoch)
+        decay, warmup = recipe.model_ema_decay, recipe.model_ema_warmup
+        self.ema = ModelEmaV3(model, decay=decay, use_warmup=warmup) if recipe.model_ema else None
+        self._prepared, self._optimizer = self._accelerator.prepare(model, optimizer)
+        self._log = SolveLog(self.model, enabled=recipe.torchcompile is None)
+
+    @property
+    def updates(self) -> int:
+        """How many there are in all."""
+        return self.recipe.epochs * self._order.updates_per_epoch
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self._accelerator.is_main_process)
+
+    def run(self) -> list[Epoch]:
+        """Train to the end, from the newest checkpoint where there is one.
+
+        Raises:
+            StoppedError: it was asked to stop; the state is saved.
+        """
+        devices = [self._device] if self._device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):
+                self._resume()
+                self._first = self._done
+                self._model_mode()
+                stream = batches(self._images, self._looks(), self._workers, self._device.type == "cuda")
+                while self._done < self.updates:
+                    self._one_update(stream)
+        finally:
+            self._release(self._prepared)
+        return self.history
+
+    def _release(self, prepared: nn.Module) -> None:
+        release(self._accelerator, prepared)
+        if self._owned:
+            forget(self._accelerator)
+
+    def _model_mode(self) -> None:
+        self._prepared.train()
+        self._optimizer.zero_grad()
+        self._schedule.step_update(self._done)
+
+    def _looks(self) -> Iterator[Sequence[Key]]:
+        """What this process reads, update by update and accumulation step by accumulation step."""
+        accumulated, index = self.recipe.grad_accum_steps, self._accelerator.process_index
+        for update in range(self._done, self.updates):
+            for step in range(accumulated):
+                yield self._order.update(update, index * accumulated + step, self._parts)
+
+    def _one_update(self, stream: Iterator[Batch]) -> None:
+        """One update with all that follows it: records, validation, checkpoint."""
+        started, update = time.monotonic(), self._done
+        with self._settings_of(update):
+            loss, correct, unreadable = self._gradients(stream, update)
+        norm = self._clip()
+        asked = self._asked_to_stop is not None and self._asked_to_stop()
+        due = self._checkpoints is not None and self.main and self._checkpoints.due(update + 1)
+        told = torch.tensor([0, 0, 0, unreadable, asked, due], dtype=torch.float64, device=self._device)
+        told[:3] = torch.stack([loss.double(), norm.double(), correct.double()])
+        mean_loss, norm_sum, right, unreadable, asked, due = self._add_up(told).tolist()  # the one wait for the device
+        mean_loss /= self._accelerator.num_processes
+        self._step(update, mean_loss, norm_sum)
+        self._sums["correct"] += right
+        self._sums["unreadable"] += int(unreadable)
+        self._sums["updates"] += 1
+        self._sums["seconds"] += time.monotonic() - started
+        if self._progress:
+            self._progress(Update(self._done, self.updates, mean_loss, self.recipe.batch_size * self._parts))
+        epoch_ended = self._done % self._order.updates_per_epoch == 0
+        if epoch_ended:
+            self._close_epoch(self._done // self._order.updates_per_epoch - 1)
+        if self._checkpoints is not None and (epoch_ended or due or asked):
+            self._checkpoints.save(self._done, self._position(), self.ema and self.ema.module)
+        if asked:
+            raise StoppedError(f"stopped after update {self._done} of {self.updates}")
+
+    @contextmanager
+    def _settings_of(self, update: int) -> Iterator[None]:
+        """The solve of an update, counted; its failures are told once per epoch, other warnings at the first update."""
+        with warnings.catch_warnings(), self._log.watching(), self._solve.at(update):
+            if self.recipe.torchcompile is None:
+                repeated = "" if update > self._first else SOLVE_FAILED  # "" matches all
+                warnings.filterwarnings("ignore", repeated, solvers.SolverWarning)
+            yield
+
+    def _gradients(self, stream: Iterator[Batch], update: int) -> tuple[Tensor, Tensor, int]:
+        """Backward passes of this process; its mean loss, correct answers and unreadable images."""
+        steps, first = self.recipe.grad_accum_steps, self._accelerator.process_index * self.recipe.grad_accum_steps
+        total, correct, unreadable = torch.zeros((), device=self._device), torch.zeros((), device=self._device), 0
+        for step in range(steps):
+            batch = self._readable(next(stream))
+            torch.manual_seed(key(self.seed, "dropout", update, first + step))
+            last = step == steps - 1
+            with nullcontext() if last else self._accelerator.no_sync(self._prepared):
+                loss, right = self._loss_of(batch, update)
+                self._accelerator.backward(loss / steps)
+            total, correct = total + loss.detach() / steps, correct + right
+            unreadable += len(batch.unreadable)
+        return total, correct, unreadable
+
+    def _readable(self, batch: Batch) -> Batch:
+        if not len(batch.images):
+            raise UnreadableError(
+                f"cannot read {batch.unreadable[-1]}; repair or remove the file, or let such images be skipped"
+            )
+        if self._classes is not None:
+            check_classes(batch.labels, self._classes)
+        return batch
+
+    def _loss_of(self, batch: Batch, update: int) -> tuple[Tensor, Tensor]:
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        images = batch.images.to(self._device, non_blocking=True, memory_format=layout)
+        labels = batch.labels.to(self._device, non_blocking=True)
+        target = labels
+        if self._mixer is not None:
+            off = self.recipe.mixup_off_epoch
+            self._mixer.mixup_enabled = not off or update // self._order.updates_per_epoch < off
+            with seeded(self.seed, "mixup", update):
+                images, target = self._mixer(images, labels)
+        logits = self._prepared(images)
+        check_classes(batch.labels, logits.shape[1])
+        return self._loss(logits.float(), target), (logits.detach().argmax(1) == labels).sum()
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients; their norm before."""
+        recipe, parameters = self.recipe, list(self._prepared.parameters())
+        by_norm = recipe.clip_grad is not None and recipe.clip_mode == "norm"
+        norm: Tensor = self._accelerator.clip_grad_norm_(parameters, recipe.clip_grad if by_norm else math.inf)
+        if recipe.clip_grad is not None and not by_norm:
+            dispatch_clip_grad(parameters, recipe.clip_grad, recipe.clip_mode)
+        return norm.detach()
+
+    def _step(self, update: int, loss: float, norm: float) -> None:
+        scaled = self._accelerator.scaler is not None  # which meets infinite gradients on purpose
+        if math.isfinite(loss) and (math.isfinite(norm) or scaled):
+            self._optimizer.step()
+            self._sums["loss"] += loss
+        else:
+            self._refuse(update, "loss" if not math.isfinite(loss) else "norm of the gradient", loss, norm)
+        self._optimizer.zero_grad()
+        self._done += 1
+        self._schedule.step_update(self._done)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self._done)
+
+    def _refuse(self, update: int, what: str, loss: float, norm: float) -> None:
+        found = loss if what == "loss" else norm
+        epoch = update // self._order.updates_per_epoch
+        if self.recipe.nonfinite == "stop":
+            raise DivergedError(
+                f"the {what} became {found} at update {update} of epoch {epoch}; lower the learning rate (lr="
+                f"{self.recipe.lr}), take a smaller rate or step in the attention's solver, or skip such updates"
+            )
+        logger.warning("update %d of epoch %d is skipped: the %s is %s", update, epoch, what, found)
+        self._sums["skipped"] += 1
+
+    # --- at the end of an epoch, and in a checkpoint ---
+
+    def _close_epoch(self, epoch: int) -> None:
+        sums, made = self._sums, self._sums["updates"] - self._sums["skipped"]
+        seen = sums["updates"] * self.recipe.batch_size * self._parts
+        record: Epoch = {
+            "epoch": epoch,
+            "loss": sums["loss"] / made if made else math.nan,
+            "train_accuracy": sums["correct"] / seen,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "skipped": int(sums["skipped"]),
+            "unreadable": int(sums["unreadable"]),
+            "seconds": sums["seconds"],
+            "images_per_second": seen / max(sums["seconds"], 1e-9),
+        }
+        if self._validation is not None:
+            record["validation_accuracy"] = self._validation.accuracy(self.model, self._accelerator)
+            if self.ema is not None:
+                average = self._validation.accuracy(self.ema.module, self._accelerator)
+                record["ema_validation_accuracy"] = average
+        self._sums = dict.fromkeys(sums, 0)
+        self.history.append(record)
+        self._close_solves(epoch)
+        if self._on_epoch:
+            self._on_epoch(record)
+
+    def _close_solves(self, epoch: int) -> None:
+        data = self._images.data if self._validation is None else self._validation.data
+        probe = torch.stack([torch.as_tensor(data[i][0]) for i in range(min(PROBE_IMAGES, len(data)))])  # type: ignore[arg-type]
+        rows = self._log.close_epoch(epoch, self.model, probe.to(self._device), self._log.state(self._add_up))
+        for sentence in failures(rows):
+            logger.warning(sentence)
+        self.solves += rows
+
+    def _add_up(self, values: Tensor) -> Tensor:
+        """Over all processes."""
+        summed: Tensor = self._accelerator.reduce(values, "sum") if self._accelerator.num_processes > 1 else values
+        return summed
+
+    def _position(self) -> dict[str, Any]:
+        """All of the state that is not in model, average, optimizer and scaler."""
+        return {
+            "update": self._done,
+            "images_per_update": self.recipe.batch_size * self._parts,
+            "history": self.history,
+            "solves": self.solves,
+            "sums": self._sums,
+            "counts": self._log.state(self._add_up),
+        }
+
+    def _resume(self) -> None:
+        found = self._checkpoints.newest() if self._checkpoints is not None and self.main else None
+        if self._checkpoints is not None and self._accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            (found,) = broadcast_object_list([found])
+        if self._checkpoints is None or found is None:
+            return
+        position = self._checkpoints.load(found, self.ema and self.ema.module)
+        size = self.recipe.batch_size * self._parts
+        if position["images_per_update"] != size:
+            raise ValueError(
+                f"{found} is of a training with {position['images_per_update']} images per update, and now there are "
+                f"{size}; change the batch size with the number of processes"
+            )
+        self._done, self.history, self.solves = position["update"], position["history"], position["solves"]
+        self._sums = position["sums"]
+        if self.main:
+            self._log.load(position["counts"], self._device)
+        logger.info("going on after update %d of %d, from %s", self._done, self.updates, found)

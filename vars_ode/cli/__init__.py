@@ -1,0 +1,35 @@
+"""`vars-ode`: the command line. Each command imports what it needs when it is called, so that help comes at once."""
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from vars_ode.cli.bench import bench
+from vars_ode.cli.convergence import convergence
+from vars_ode.cli.conversion import convert, models
+from vars_ode.cli.dial import dial
+from vars_ode.cli.evaluate import evaluate
+from vars_ode.cli.info import info
+from vars_ode.cli.study import demo, study
+from vars_ode.cli.train import SeveralValues, train
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for command in (info, demo, study, convergence, dial, evaluate, bench, convert, models):
+    app.command()(command)
+app.command(cls=SeveralValues)(train)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vars-ode {metadata.version('vars-ode')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Visual attention from recurrent sparse reconstruction (VARS) as an ODE with pluggable solvers."""

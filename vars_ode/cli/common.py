@@ -1,0 +1,39 @@
+"""What the commands share: errors as sentences, and how they were called."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+
+
+@contextmanager
+def refusals(
+    command: str,
+    interrupted: Callable[[], str] = lambda: "Stopped.",
+    kinds: tuple[type[Exception], ...] = (ValueError, OSError),
+) -> Iterator[None]:
+    """Errors that are the user's or the machine's: their sentence, without a traceback.
+
+    Args:
+        command: its name.
+        interrupted: what to say after Ctrl-C, about the state of the results.
+        kinds: which errors; RuntimeError too where models of others are run, whose errors are of that kind.
+    """
+    try:
+        yield
+    except typer.Exit:  # which is a RuntimeError
+        raise
+    except KeyboardInterrupt:
+        typer.echo(f"\n{interrupted()}", err=True)
+        raise typer.Exit(130) from None
+    except kinds as error:
+        typer.echo(f"vars-ode {command}: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def command_line() -> str:
+    """How to call this command again."""
+    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])

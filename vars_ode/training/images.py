@@ -1,0 +1,159 @@
+"""Batches of augmented images, whose augmentation depends on seed, epoch and image alone."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.transforms.functional import to_tensor
+
+from vars_ode.training.keyed import generator, seeded
+from vars_ode.training.order import Key
+
+Augmentation = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
+UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError)  # PIL raises the last for a broken PNG
+
+
+class Batch(NamedTuple):
+    """Images with labels; `unreadable` names the files in whose place another image is, or the one that ended it."""
+
+    images: Tensor
+    labels: Tensor
+    unreadable: tuple[str, ...] = ()
+
+
+class Images(Dataset[Batch]):
+    """The augmented images of a training, by lists of `Key`.
+
+    Args:
+        data: a `TensorDataset` of (images, labels), or a data set of (image, label) with images that are tensors,
+            arrays or PIL images. Its own random transforms are seeded for the image and the epoch.
+        seed: of the training.
+        augment: applied to each batch of images, with a generator for each image.
+        skip_unreadable: take the next image for one whose file cannot be read.
+    """
+
+    def __init__(
+        self, data: Dataset[Any], seed: int, augment: Augmentation | None = None, skip_unreadable: bool = False
+    ) -> None:
+        if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+            raise ValueError(
+                f"expected a data set with a length and an index, such as an ImageFolder or a TensorDataset of "
+                f"(images, labels), got {type(data).__name__}"
+            )
+        if isinstance(data, TensorDataset):
+            check_tensors(data)
+        self.data, self.seed, self.augment, self.skip_unreadable = data, seed, augment, skip_unreadable
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """What torch's DataLoader asks for, instead of one image after the other."""
+        if isinstance(self.data, TensorDataset):
+            chosen = torch.tensor([look.image for look in keys])
+            images, labels = self.data.tensors
+            batch = Batch(images[chosen], labels[chosen])
+        else:
+            batch = self._read(keys)
+        if self.augment is None or not len(batch.images):
+            return batch
+        own = [generator(self.seed, "augmentation", *look) for look in keys]
+        return batch._replace(images=self.augment(batch.images, own))
+
+    def _read(self, keys: Sequence[Key]) -> Batch:
+        images, labels, unreadable = [], [], []
+        for look in keys:
+            for step in range(len(self)):
+                index = (look.image + step) % len(self)
+                try:
+                    with seeded(self.seed, "augmentation", look.epoch, index, look.repeat):
+                        image, label = self.data[index]
+                    break
+                except UNREADABLE as error:
+                    unreadable.append(f"{name_of(self.data, index)} ({error})")
+                    if not self.skip_unreadable:  # told by the process that trains: workers dress errors up
+                        return Batch(torch.empty(0), torch.empty(0, dtype=torch.int64), tuple(unreadable))
+            images.append(image if isinstance(image, Tensor) else to_tensor(np.asarray(image)))
+            labels.append(int(label))
+        return Batch(torch.stack(images), torch.tensor(labels), tuple(unreadable))
+
+
+def batches(images: Images, looks: Iterator[Sequence[Key]], workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+    """The batches of lists of keys, one after the other, read by `workers` processes ahead of time."""
+    loader = DataLoader(
+        images,
+        batch_sampler=_Once(looks),  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_as_is,  # type: ignore[arg-type]
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_signals if workers else None,
+    )
+    return iter(loader)
+
+
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach all processes; the one that trains decides, and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Once:
+    """A batch sampler out of an iterator."""
+
+    def __init__(self, looks: Iterator[Sequence[Key]]) -> None:
+        self._looks = looks
+
+    def __iter__(self) -> Iterator[Sequence[Key]]:
+        return self._looks
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def name_of(data: Any, index: int) -> str:
+    """The file of an image, where the data set tells."""
+    if hasattr(data, "indices"):  # a part of another, as torch's Subset
+        return name_of(data.dataset, data.indices[index])
+    samples = getattr(data, "samples", None)
+    if samples is not None:
+        return str(samples[index][0])
+    reader = getattr(data, "reader", None)  # of timm's data sets
+    return f"image {index}" if reader is None else str(reader.filename(index, absolute=True))
+
+
+def check_tensors(data: TensorDataset) -> None:
+    """A ValueError unless the data set holds (images, int64 labels)."""
+    if len(data.tensors) != 2:
+        raise ValueError(f"expected a TensorDataset of (images, labels), got one of {len(data.tensors)} tensors")
+    labels = data.tensors[1]
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise ValueError(
+            f"expected class indices as labels, torch.int64 (images,), got {labels.dtype} {tuple(labels.shape)}"
+        )
+
+
+def flip_and_shift(images: Tensor, generators: Sequence[torch.Generator], pixels: int = 2) -> Tensor:
+    """Each image mirrored with probability 1/2, and moved by up to `pixels` both ways with its edge repeated.
+
+    Args:
+        images: (batch, channels, height, width).
+        generators: on the CPU, one for each image.
+    """
+    batch, _, height, width = images.shape
+    places = 2 * pixels + 1
+    drawn = torch.stack([torch.randint(2 * places**2, (), generator=own) for own in generators])
+    mirrored, offsets = drawn % 2 == 0, torch.stack([drawn // 2 // places, drawn // 2 % places], 1)
+    images = torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(-1), images)
+    padded = F.pad(images, [pixels] * 4, mode="replicate")
+    rows = (torch.arange(height) + offsets[:, :1]).view(batch, 1, height, 1).to(images.device)
+    columns = (torch.arange(width) + offsets[:, 1:]).view(batch, 1, 1, width).to(images.device)
+    sample = torch.arange(batch, device=images.device).view(-1, 1, 1, 1)
+    channel = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
+    return padded[sample, channel, rows, columns]

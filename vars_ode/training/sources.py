@@ -1,0 +1,195 @@
+"""The images of a training: where they come from, how they are split, how they are transformed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_dataset, create_transform
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from vars_ode.data import EMBEDDED, FASHION_MNIST_CLASSES, Preprocessing, fashion_mnist, fitted
+from vars_ode.training.config import TrainingConfig
+from vars_ode.training.images import Augmentation, flip_and_shift
+from vars_ode.training.keyed import generator
+
+_VALIDATION = ("val", "validation", "valid")
+_TIMM = ("torch/", "hfds/", "tfds/", "wds/")
+
+
+@dataclass
+class Sources:
+    """Data sets of (image, label) without transforms: PIL images, or tensors where they are embedded.
+
+    Attributes:
+        train, test: training images, and images that are measured once at the end; None where there are none.
+        validation: images that choose the best epoch; None to hold some of the training's out.
+        classes: how many.
+        embedded: whether they are tensors in memory.
+    """
+
+    train: Any
+    test: Any
+    validation: Any
+    classes: int
+    embedded: bool = False
+
+
+@dataclass
+class Prepared:
+    """Data sets as the model takes them."""
+
+    train: Dataset[Any]
+    validation: Dataset[Any] | None
+    test: Dataset[Any] | None
+    augment: Augmentation | None
+
+
+def open_sources(
+    data: str, data_dir: str | None, train_split: str, val_split: str, download: bool, in_chans: int | None
+) -> Sources:
+    """The data sets that a configuration names.
+
+    Raises:
+        ValueError: no such folder or data set; the message says what was expected.
+    """
+    if data == EMBEDDED:
+        return Sources(fashion_mnist("train"), fashion_mnist("test"), None, len(FASHION_MNIST_CLASSES), embedded=True)
+    if data.startswith(_TIMM):
+        return _timm(data, data_dir, (train_split, val_split), download, in_chans)
+    root = Path(data)
+    if not (root / "train").is_dir():
+        raise ValueError(
+            f"{root} has no folder train with one subfolder of pictures per class; give such a folder, {EMBEDDED!r}, "
+            "or a data set of timm's such as 'torch/cifar10' with data_dir"
+        )
+    train = _folder(root / "train")
+    validation = next((_folder(root / name) for name in _VALIDATION if (root / name).is_dir()), None)
+    test = _folder(root / "test") if (root / "test").is_dir() else None
+    for other in (validation, test):
+        if other is not None and other.classes != train.classes:
+            extra = sorted(set(other.classes) ^ set(train.classes))
+            raise ValueError(f"{other.root} has not the classes of {train.root}: {', '.join(extra[:5])} in one alone")
+    if test is None:
+        validation, test = None, validation
+    return Sources(train, test, validation, len(train.classes))
+
+
+def _folder(path: Path) -> ImageFolder:
+    try:
+        return ImageFolder(str(path))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} has no subfolders of pictures, one per class: {error}") from error
+
+
+def _timm(name: str, root: str | None, splits: tuple[str, str], download: bool, in_chans: int | None) -> Sources:
+    mode = "L" if in_chans == 1 else "RGB"
+    try:
+        train, test = (
+            create_dataset(
+                name, root=root, split=split, is_training=split == splits[0], download=download, input_img_mode=mode
+            )
+            for split in splits
+        )
+    except (RuntimeError, OSError, ImportError, ValueError, AssertionError) as error:
+        raise ValueError(f"timm cannot open the data set {name!r} in {root}: {error}") from error
+    if not hasattr(train, "__getitem__"):
+        raise ValueError(
+            f"{name} is read as a stream, and a training needs images by number; take a folder of pictures"
+        )
+    classes = getattr(train, "classes", None)
+    return Sources(train, test, None, len(classes) if classes else 1 + max(int(label) for _, label in test))
+
+
+def prepare(sources: Sources, config: TrainingConfig, preprocessing: Preprocessing) -> Prepared:
+    """Held-out images split off, and the transforms of training and measuring put on."""
+    train, held_out = _hold_out(sources.train, config.holdout if sources.validation is None else 0.0)
+    validation = sources.validation if sources.validation is not None else held_out
+    if sources.embedded:
+        held = _tensors(validation, preprocessing) if validation is not None else None
+        test = _tensors(sources.test, preprocessing)
+        return Prepared(_tensors(train, preprocessing), held, test, None if config.no_aug else flip_and_shift)
+    evaluation = _evaluation(preprocessing)
+    return Prepared(
+        Transformed(train, training_transform(config, preprocessing)),
+        Transformed(validation, evaluation) if validation is not None else None,
+        Transformed(sources.test, evaluation) if sources.test is not None else None,
+        augment=None,
+    )
+
+
+def _hold_out(data: Any, share: float) -> tuple[Any, Any]:
+    """Training images and those held out, which are the same in every run, so that runs compare."""
+    count = round(share * len(data))
+    if count == 0:
+        return data, None
+    order = torch.randperm(len(data), generator=generator("hold out")).tolist()
+    return Subset(data, sorted(order[count:])), Subset(data, sorted(order[:count]))
+
+
+def _tensors(data: Any, preprocessing: Preprocessing) -> TensorDataset:
+    """Embedded images as input of a model."""
+    indices = data.indices if isinstance(data, Subset) else slice(None)
+    whole: Any = data.dataset if isinstance(data, Subset) else data
+    images, labels = (tensor[indices] for tensor in whole.tensors)
+    channels, height, width = preprocessing.input_size
+    return TensorDataset(preprocessing.normalize(fitted(images, channels, (height, width))), labels)
+
+
+def training_transform(config: TrainingConfig, preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
+    """timm's training transform; in grey, colours are not jittered."""
+    grey = preprocessing.input_size[0] == 1
+    transform: Callable[[Any], Tensor] = create_transform(
+        preprocessing.input_size,
+        is_training=True,
+        no_aug=config.no_aug,
+        scale=config.scale,
+        ratio=config.ratio,
+        hflip=config.hflip,
+        vflip=config.vflip,
+        color_jitter=0.0 if grey else config.color_jitter,
+        auto_augment=config.aa,
+        interpolation=config.train_interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        re_prob=config.reprob,
+        re_mode=config.remode,
+        re_count=config.recount,
+    )
+    return _Coloured(transform, "L" if grey else "RGB")
+
+
+def _evaluation(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
+    return transforms.Compose([preprocessing.transform(), preprocessing.normalize])
+
+
+@dataclass
+class _Coloured:
+    """Grey or colour first: pictures of a folder may be of any mode."""
+
+    transform: Callable[[Any], Tensor]
+    mode: str
+
+    def __call__(self, image: Any) -> Tensor:
+        return self.transform(image.convert(self.mode))
+
+
+class Transformed(Dataset[tuple[Tensor, int]]):
+    """(transformed image, label) of another data set, with the names of its files."""
+
+    def __init__(self, data: Any, transform: Callable[[Any], Tensor]) -> None:
+        self.dataset, self.transform = data, transform
+        self.indices = range(len(data))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.dataset[index]
+        return self.transform(image), int(label)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -18,7 +17,9 @@ from data_cases import CASES as DATA
 from data_cases import WNIDS, class_tree, put
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+from trees import image_folder
 from typer.testing import CliRunner
+from workers import forkserver
 
 import vars_ode
 from vars_ode.cli import app
@@ -50,7 +51,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     found = {}
     for classes, channels in ((10, 1), (100, 3), (1000, 3)):
         torch.manual_seed(0)
-        options = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 14}
+        options = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 7}
+        options |= {"class_token": False, "global_pool": "avg"}
         spec = vars_ode.ModelSpec(
             "vit_tiny_patch16_224", "vars-d", img_size=28, in_chans=channels, num_classes=classes, model_options=options
         )
@@ -58,11 +60,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         if classes == 10:
             Preprocessing((1, 28, 28), (0.0,), (1.0,), 1.0).record_in(model)
             with torch.no_grad():  # a head that tells some classes apart
+                model.blocks[0].attn.proj.weight.mul_(20)  # so that attention, and its solve, matter
                 images, labels = (tensor[:500] for tensor in fashion_mnist("train").tensors)
                 features = model.eval().forward_head(model.forward_features(images), pre_logits=True)
-                means = torch.stack([features[labels == label].mean(0) for label in range(10)])
-                model.head.weight.copy_(means)
-                model.head.bias.copy_(-means.square().sum(1) / 2)
+                with_one = torch.cat([features, torch.ones(500, 1)], 1)
+                fitted = torch.linalg.lstsq(with_one, torch.eye(10)[labels]).solution
+                model.head.weight.copy_(fitted[:-1].T)
+                model.head.bias.copy_(fitted[-1])
         found[classes] = tmp_path_factory.mktemp("models") / str(classes)
         vars_ode.save_pretrained(model, found[classes])
     return found
@@ -228,7 +232,7 @@ def test_another_model_is_refused(models: dict[int, Path], tmp_path: Path) -> No
     with torch.no_grad():
         model.head.bias[0] += 1e-3
     vars_ode.save_pretrained(model, tmp_path / "other")
-    with pytest.raises(ValueError, match="the weights '[0-9a-f]+' there, '[0-9a-f]+' now"):
+    with pytest.raises(ValueError, match=r"the weights '[0-9a-f]+' there, '[0-9a-f]+' now"):
         run_evaluation(tmp_path / "other", settings("clean"), tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
@@ -248,14 +252,12 @@ def _process(rank: int, port: int, model: str, data: str, out: str) -> None:
 
 
 def test_two_processes_count_every_image_once(models: dict[int, Path], tmp_path: Path) -> None:
-    from trees import image_folder
-
     tree = image_folder(tmp_path / "tree", per_class=7, classes=10, side=30)  # 70 pictures: 9 batches, the last of 6
     alone = run_evaluation(models[10], replace(PROCESSES, data=str(tree)), tmp_path / "one", batch_size=8)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
+    context = forkserver()
     arguments = (port, str(models[10]), str(tree), str(tmp_path / "two"))
     started = [context.Process(target=_process, args=(rank, *arguments)) for rank in range(2)]
     for process in started:
@@ -327,15 +329,14 @@ def test_mce_by_alexnet_and_by_another_model(models: dict[int, Path], whole_imag
     assert summary["relative_mce"] == pytest.approx(100 * np.mean(relative))
     options = EvaluationSettings(**{**found.record["settings"], "conditions": ("clean", "imagenet-c")})
     options = replace(options, severities=None)
-    again = run_evaluation(
-        models[1000], options, whole_imagenet_c / "out", baseline=whole_imagenet_c / "out", card=False
-    )
+    out = whole_imagenet_c / "out"
+    again = run_evaluation(models[1000], options, out, baseline=out, card=False)
     assert again.summary["baseline"]["imagenet-c"]["mce"] == pytest.approx(100)
     fewer = replace(options, severities=(1, 2))
-    part = run_evaluation(models[1000], fewer, tmp_path / "part", baseline=whole_imagenet_c / "out", card=False)
+    part = run_evaluation(models[1000], fewer, tmp_path / "part", baseline=out, card=False)
     assert "five severities are needed" in part.summary["corruptions"]["imagenet-c"]["mce_missing"]
     assert part.summary["baseline"]["imagenet-c"]["mce"] == pytest.approx(100)
-    back = run_evaluation(models[1000], options, whole_imagenet_c / "out", baseline=tmp_path / "part", card=False)
+    back = run_evaluation(models[1000], options, out, baseline=tmp_path / "part", card=False)
     assert back.summary["baseline"]["imagenet-c"] == {
         "missing": "the baseline was not measured under imagenet-c gaussian_noise 3"
     }
@@ -379,7 +380,7 @@ def test_a_warning_where_another_attack_beats_the_white_box() -> None:
         ],
         "warnings": [],
     }
-    better, slightly = _outcome([0] * 8 + [1] * 2), _outcome([0] + [1] * 7 + [0] * 2)
+    better, slightly = _outcome([0] * 10), _outcome([0] + [1] * 7 + [0] * 2)
     for outcome, told in ((better, "the gradient is masked"), (slightly, "chance explains")):
         found = masking_summary({Key("masking", "white-box", 0): white, Key("masking", "square", 0): outcome})
         assert found is not None
@@ -391,7 +392,7 @@ def test_a_warning_where_another_attack_beats_the_white_box() -> None:
 def test_a_masked_model_is_found_out(data: TensorDataset) -> None:
     """Logits in steps, with next to no gradient but where they are already wrong."""
     torch.manual_seed(0)
-    images, labels = (tensor[:60] for tensor in data.tensors)
+    images, labels = (tensor[:200] for tensor in data.tensors)
     train, targets = (tensor[:1000] for tensor in fashion_mnist("train").tensors)
     means = torch.stack([train[targets == label].mean(0) for label in range(10)]).flatten(1)
     linear = nn.Linear(784, 10).requires_grad_(False)
@@ -413,9 +414,9 @@ def test_a_masked_model_is_found_out(data: TensorDataset) -> None:
     found = {}
     for step in steps:
         assert step.attack is not None
-        moved = step.attack(subject.classifier, images, labels, torch.arange(60))
+        moved = step.attack(subject.classifier, images, labels, torch.arange(200))
         predictions = subject.classifier(moved).argmax(1)
-        found[step.key] = Outcome(step.key.condition, 0, torch.arange(60), labels, predictions)
+        found[step.key] = Outcome(step.key.condition, 0, torch.arange(200), labels, predictions)
     summary = masking_summary(found)
     assert summary is not None
     (warning,) = summary["warnings"]

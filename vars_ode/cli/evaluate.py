@@ -18,10 +18,14 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            help="The clean images: fashion-mnist (embedded), or a folder with one subfolder of pictures per class, or "
-            "with val/ or test/ in it."
+            help="The clean images: fashion-mnist (embedded); a folder with one subfolder of pictures per class, or "
+            "with test/ or val/ in it; or a data set of timm's name, such as torch/cifar10."
         ),
     ] = "fashion-mnist",
+    data_dir: Annotated[
+        str | None, typer.Option(help="Where a data set of timm's name lies; nothing is downloaded.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of a data set of timm's name.")] = "validation",
     conditions: Annotated[
         str,
         typer.Option(
@@ -109,6 +113,8 @@ def evaluate(
     with refusals("evaluate", lambda: stopped, (ValueError, OSError, RuntimeError)):
         settings = EvaluationSettings(
             data=data,
+            data_dir=data_dir,
+            split=split,
             conditions=_names(conditions),
             trees={name: str(path) for name, path in trees.items() if path is not None},
             severities=None if severities is None else tuple(_whole(text) for text in _names(severities)),

@@ -79,7 +79,10 @@ def _sources(model: nn.Module, settings: EvaluationSettings) -> Iterator[tuple[s
         return
     for solve in parse_solves(settings.transfer or _default_transfer(model)):
         try:
-            yield f"through {solve.label}", solve.apply(model).eval()
+            source = solve.apply(model)
+            if not any(layer.solver.reaches_equilibrium for layer in vars_layers(source).values()):
+                source = with_solver(source, adjoint="direct")  # that of an equilibrium does not fit
+            yield f"through {solve.label}", source.eval()
         except ValueError:
             if settings.transfer is not None or solve.label != SINGLE_STEP:
                 raise  # asked for; by default, a layer may have no single-step limit

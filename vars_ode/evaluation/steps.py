@@ -64,7 +64,8 @@ def plan(subject: Subject, settings: EvaluationSettings) -> list[Step]:
     Raises:
         ValueError: an unknown condition, or a folder or setting that does not fit the model.
     """
-    clean = clean_set(settings.data, subject.preprocessing, subject.num_classes, subject.classes)
+    where = (settings.data_dir, settings.split)
+    clean = clean_set(settings.data, subject.preprocessing, subject.num_classes, subject.classes, *where)
     steps = [step for name in settings.conditions for step in _steps(name, subject, settings, clean)]
     return list({step.key: step for step in steps}.values())
 

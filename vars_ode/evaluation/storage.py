@@ -15,7 +15,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +70,17 @@ class Evaluation:
     @property
     def summary(self) -> dict[str, Any]:
         return self.record["summary"]
+
+    def flat(self) -> list[Outcome]:
+        """The outcomes, each called by its condition, with the benchmark before it where another one has it too."""
+        benchmarks: dict[str, set[str]] = {}
+        for key in self.outcomes:
+            benchmarks.setdefault(key.condition, set()).add(key.benchmark)
+        found = []
+        for key, outcome in self.outcomes.items():
+            alone = len(benchmarks[key.condition]) == 1
+            found.append(replace(outcome, condition=key.condition if alone else f"{key.benchmark} {key.condition}"))
+        return found
 
     def accuracy(self, benchmark: str = "clean", condition: str | None = None, severity: int = 0) -> float:
         """Of one result; the condition is called as the benchmark by default."""
@@ -213,7 +224,7 @@ def _arrays(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it, and the command measures it again") from error
 
 

@@ -53,7 +53,9 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary["clean_accuracy"] is not None:
         rows.append(("clean", _percent(summary["clean_accuracy"])))
     rows += [(name, _percent(value)) for name, value in summary["accuracy"].items()]
-    for name, found in summary["corruptions"].items():
+    for benchmark, found in summary["corruptions"].items():
+        made = benchmark == "imagenet-c" and found["images"] == "made"
+        name = f"{benchmark} made of the clean images" if made else benchmark
         rows.append((f"{name}, mean over corruptions", _percent(found["mean_accuracy"])))
         rows += [(f"{name}, {what}", f"{found[key]:.1f}") for key, what in _MCE.items() if key in found]
     for name, found in summary.get("baseline", {}).items():

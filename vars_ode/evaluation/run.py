@@ -21,7 +21,7 @@ from vars_ode.evaluation import storage
 from vars_ode.evaluation.batches import Batch, Corrupted, batches
 from vars_ode.evaluation.card import fill_card
 from vars_ode.evaluation.settings import EvaluationSettings
-from vars_ode.evaluation.steps import Step, Subject, plan
+from vars_ode.evaluation.steps import MADE, Step, Subject, plan
 from vars_ode.evaluation.storage import Evaluation, Key, Part, read_evaluation
 from vars_ode.evaluation.summary import summarise
 from vars_ode.files import claim_folder, write_json
@@ -100,7 +100,7 @@ def run_evaluation(
         "settings": settings.as_dict(),
         "preprocessing": {k: getattr(subject.preprocessing, k) for k in subject.preprocessing.__dataclass_fields__},
         "conditions": [part.record for part in parts.values()],
-        "summary": summarise(outcomes, subject.num_classes, against),
+        "summary": summarise(outcomes, subject.num_classes, against, _made(parts)),
         "baseline": None if baseline is None else str(baseline),
         "command": command,
         "environment": environment(),
@@ -251,6 +251,11 @@ def predicted(model: nn.Module, images: Tensor, classes: tuple[int, ...] | None)
         return logits.argmax(1)
     chosen = torch.tensor(classes, device=logits.device)
     return chosen[logits[:, chosen].argmax(1)]
+
+
+def _made(parts: Mapping[Key, Part]) -> set[str]:
+    """The benchmarks whose pictures were made of the clean ones."""
+    return {key.benchmark for key, part in parts.items() if part.record["settings"].get("source", "").startswith(MADE)}
 
 
 def _finish(place: Path, record: Mapping[str, Any], parts: Mapping[Key, Part]) -> None:

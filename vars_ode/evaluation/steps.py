@@ -20,7 +20,7 @@ from vars_ode.robustness import autoattack, available, fgsm, frost_with, pgd, re
 from vars_ode.robustness.corruptions import Corruption
 
 Attack = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # (model, images, labels, indices)
-IMAGENET_C = "imagenet-c"
+IMAGENET_C, MADE = "imagenet-c", "made of"
 _SMALLEST = 112  # pixels, below which ImageNet-C's lengths make no sense
 
 
@@ -106,7 +106,7 @@ def _small(subject: Subject, settings: EvaluationSettings, clean: EvaluationSet)
 
 def _corrupted(name: str, subject: Subject, settings: EvaluationSettings, clean: EvaluationSet) -> list[Step]:
     """The clean pictures under one corruption."""
-    corruption, own = registered(name), {"source": f"made of {clean.source}"}
+    corruption, own = registered(name), {"source": f"{MADE} {clean.source}"}
     if name == "frost" and settings.frost is not None:
         corruption, own["frost"] = frost_with(settings.frost), settings.frost
     if corruption.family == IMAGENET_C and min(subject.preprocessing.size) < _SMALLEST:

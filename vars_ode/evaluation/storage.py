@@ -69,7 +69,11 @@ class Evaluation:
 
     @property
     def summary(self) -> dict[str, Any]:
-        return self.record["summary"]
+        """Accuracies and corruption errors. ValueError where the evaluation is not finished."""
+        if "summary" not in self.record:
+            raise ValueError("the evaluation is not finished; the command that began it goes on with it")
+        found: dict[str, Any] = self.record["summary"]
+        return found
 
     def flat(self) -> list[Outcome]:
         """The outcomes, each called by its condition, with the benchmark before it where another one has it too."""

@@ -48,6 +48,7 @@ DOORS = {"vars_ode", "vars_ode.__main__", "vars_ode._solvers_guard"}
 # Private attributes of others that are used all the same: name -> reason.
 FOREIGN_PRIVATES = {
     "_cdata": "the address of a torch storage, its only identity: two Python objects may stand for one storage",
+    "_DisableFuncTorch": "to read the numbers of a tensor within a transform, for error control",
     "_replace": "public for named tuples: the underscore keeps it apart from their fields",
     "_C": "torch's own functions, for the next line",
     "_current_level": "whether forward-mode differentiation is on; to ask each tensor takes three times as long",

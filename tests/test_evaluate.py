@@ -548,6 +548,7 @@ def test_the_command(models: dict[int, Path], tmp_path: Path) -> None:
         (["--images", "5000"], "there are 1000 pictures"),
         (["--baseline", "nowhere"], "holds no evaluation"),
         (["--batch-size", "0"], "batch_size"),
+        (["--device", "cuda"], "there is no GPU"),
     ],
 )
 def test_mistakes_on_the_command_line(

@@ -69,10 +69,14 @@ def run_evaluation(
     from accelerate import PartialState
 
     solvers.checks.positive_int("batch_size", batch_size)
+    if (device or "").startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"there is no GPU for device={device!r}; leave it out, or give cpu")
     place, source = Path(out), Path(checkpoint)
     state = PartialState(cpu=(device or "").startswith("cpu") or not torch.cuda.is_available())
     against = None if baseline is None else read_evaluation(baseline)
-    name, subject = _subject(source, settings, torch.device(device) if device else state.device)
+    # Of several GPUs each process has its own.
+    place_of_model = state.device if device in (None, "cuda") else torch.device(device)
+    name, subject = _subject(source, settings, place_of_model)
     steps = plan(subject, settings)
     start = {
         "format_version": storage.FORMAT_VERSION,

@@ -551,9 +551,10 @@ def test_the_command(models: dict[int, Path], tmp_path: Path) -> None:
         (["--device", "cuda"], "there is no GPU"),
     ],
 )
-def test_mistakes_on_the_command_line(
-    arguments: list[str], message: str, models: dict[int, Path], tmp_path: Path
+def test_mistakes_of_a_command(
+    arguments: list[str], message: str, models: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = invoke(str(models[10]), *arguments, "--out", str(tmp_path / "out"))
     assert result.exit_code == 2, result.output
     assert message in result.output

@@ -44,6 +44,7 @@ def run_evaluation(
     card: bool = True,
     command: str = "",
     report: Report | None = None,
+    show_progress: bool = True,
 ) -> Evaluation:
     """Evaluate a saved model, or go on with an evaluation that was interrupted; conditions may be added later.
 
@@ -61,6 +62,7 @@ def run_evaluation(
         card: put what was measured into the model's README.md, where `checkpoint` is a folder with one.
         command: how to repeat it, for the record.
         report: called with each result as it comes.
+        show_progress: a bar for each condition, where there is a terminal.
 
     Raises:
         ValueError: a model, folder, setting or picture that cannot be used; the message says which.
@@ -90,7 +92,7 @@ def run_evaluation(
     _refuse_other_settings(place, steps, parts)
     for step in steps:
         if step.key not in parts:
-            parts[step.key] = _measured(step, subject, settings, state, batch_size, workers)
+            parts[step.key] = _measured(step, subject, settings, state, batch_size, workers, show_progress)
             if state.is_main_process:
                 _keep(place, step.key, parts[step.key], report)
     parts = storage.ordered(parts, [step.key for step in steps])
@@ -196,7 +198,7 @@ def _refuse(place: Path, differences: list[tuple[str, Any, Any]]) -> None:
 
 
 def _measured(
-    step: Step, subject: Subject, settings: EvaluationSettings, state: Any, batch_size: int, workers: int
+    step: Step, subject: Subject, settings: EvaluationSettings, state: Any, batch_size: int, workers: int, show: bool
 ) -> Part:
     """One pass, by all processes."""
     from accelerate.utils import gather_object
@@ -209,7 +211,7 @@ def _measured(
     found: list[Outcome] = []
     unreadable: list[str] = []
     total = sum(map(len, mine))
-    hidden = None if state.is_main_process else True  # None: where nobody looks at a terminal
+    hidden = None if state.is_main_process and show else True  # None: where nobody looks at a terminal
     with (
         tqdm(total=total, desc=str(step.key), unit=" images", disable=hidden, leave=False) as bar,
         evaluation_mode(subject.model),

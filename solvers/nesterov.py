@@ -46,7 +46,7 @@ class Nesterov(RelaxationSolver):
         move = torch.sub(target, previous, out=previous if overwrite else None)
         with torch.no_grad():
             product = torch.mul(rate, move, out=rate if overwrite else None)
-        against = product.reshape(y.shape[0], -1).sum(1) < 0
+        against = product.reshape(len(y), y.shape[1:].numel()).sum(1) < 0
         count = count.masked_fill(against, 0)
         weight = weights.values[count].view(-1, *[1] * (y.ndim - 1))
         return torch.addcmul(target, weight, move, out=move if overwrite else None), (target, count + 1, weights)

@@ -348,7 +348,8 @@ class SteppingLoop(SegmentedLoop):
 
     def _mean_rate(self, change: Tensor) -> Tensor:
         """Over the last step."""
-        return change / abs(self.grid.times[-1] - self.grid.times[-2])
+        step = abs(self.grid.times[-1] - self.grid.times[-2])  # which the type of the state may not hold
+        return change / max(step, torch.finfo(change.dtype).tiny)
 
     def _end_of_grid(self, y: Tensor) -> Tensor:
         return torch.tensor(self.grid.times[-1], dtype=y.dtype, device=y.device)

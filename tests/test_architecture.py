@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"solvers"},
 }
 # The package itself imports what it exports; `python -m vars_ode` starts the command line.
-DOORS = {"vars_ode", "vars_ode.__main__", "vars_ode._solvers_guard"}
+DOORS = {"vars_ode", "vars_ode.__main__", "vars_ode._solvers_guard", "vars_ode._loading"}
 
 # Private attributes of others that are used all the same: name -> reason.
 FOREIGN_PRIVATES = {
@@ -53,6 +53,7 @@ FOREIGN_PRIVATES = {
     "_C": "torch's own functions, for the next line",
     "_current_level": "whether forward-mode differentiation is on; to ask each tensor takes three times as long",
     "_reset_state": "Accelerate keeps one state per process, and frees it in no other way",
+    "_exit": "os._exit ends a process from one of its threads, which sys.exit does not",
     "_functorch": "whether a value is wrapped by a transform of torch.func, which torch does not tell otherwise",
 }
 

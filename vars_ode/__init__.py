@@ -6,8 +6,10 @@ layer = vars_ode.VARSAttention(dim=192, num_heads=3, dictionary="softmax", solve
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vars_ode._loading import stop_quietly
 from vars_ode._solvers_guard import check_solvers
 
+stop_quietly()
 check_solvers()
 
 from vars_ode import dictionaries as dictionaries  # noqa: E402

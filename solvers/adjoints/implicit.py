@@ -11,7 +11,7 @@ from torch import Tensor
 from solvers.adjoints.adjoint import Adjoint, seeks_equilibrium
 from solvers.checks import positive_int, positive_number
 from solvers.krylov import gmres
-from solvers.solution import Solution, SolverWarning, Status
+from solvers.solution import Solution, SolverError, SolverWarning, Status
 from solvers.solver import Loop
 from solvers.tracing import refuse_transforms, values
 from solvers.tree import map_tensors, tensors
@@ -85,7 +85,7 @@ class _Equilibrium(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise RuntimeError(
+            raise SolverError(
                 "the adjoint 'implicit' has no second derivative: it was asked for one by create_graph=True; use "
                 "adjoint='direct' with enough steps to reach the equilibrium"
             )
@@ -132,7 +132,7 @@ class _Trajectory(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
+        raise SolverError(
             f"the adjoint {ctx.name!r} differentiates the equilibrium `y1` alone, but a gradient of the saved states "
             "`ys` was asked for: use `y1`, or adjoint='direct' or 'checkpointed'"
         )

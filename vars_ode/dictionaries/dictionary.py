@@ -38,7 +38,8 @@ class TemplateReadOut(ReadOut):
     dropout: float = 0.0
 
     def __call__(self, code: Tensor) -> Tensor:
-        return F.dropout(self.templates, self.dropout, training=self.dropout > 0) @ code
+        templates = F.dropout(self.templates, self.dropout) if self.dropout else self.templates
+        return templates @ code
 
 
 class Reconstruction:

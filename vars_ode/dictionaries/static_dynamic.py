@@ -101,7 +101,7 @@ class StaticDynamicTemplates(Templates):
 
     def _layout(self, tokens: int, grid: Grid | None) -> tuple[int, Grid]:
         """(number of prefix tokens, grid) of a sequence; a ValueError where that is unknown or ambiguous."""
-        known = self.num_prefix_tokens
+        tokens, known = grids.known_number(tokens), self.num_prefix_tokens
         prefixes = range(grids.MAX_PREFIX_TOKENS + 1) if known is None else (known,)
         if grid is not None:
             prefix = tokens - math.prod(grids.check_grid(grid))

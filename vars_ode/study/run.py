@@ -28,6 +28,7 @@ from vars_ode.saving import load_pretrained, save_pretrained
 from vars_ode.study.measure import measure_robustness, measure_solvers, measure_traces, measured_images
 from vars_ode.study.plan import EXACT, Plan
 from vars_ode.study.progress import Event, Progress, reporter
+from vars_ode.study.workers import end_with_parent
 from vars_ode.training import Training, failures, flip_and_shift
 
 RECORD = "settings.json"
@@ -92,6 +93,7 @@ def run_study(
     for attention in dict.fromkeys(attentions):
         _try_out(attention, plan)
     study = _open(folder, plan)
+    _finished_runs(folder)  # a damaged record is refused before anything is trained
     started = time.monotonic()
     missing = [job for job in jobs if not _finished(folder, job)]
     missing.sort(key=lambda job: (_cost_rank(plan.arm(job.attention).attention), job.seed))
@@ -178,6 +180,7 @@ _events: Any = None
 def _start_worker(events: Any) -> None:
     global _events
     _events = events
+    end_with_parent()
     torch.set_num_threads(1)  # two busy processes of two threads each are many times slower
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
 
@@ -264,9 +267,31 @@ def _head(data: TensorDataset, count: int) -> TensorDataset:
     return TensorDataset(*(tensor[:count] for tensor in data.tensors))
 
 
+def _finished_runs(folder: Path) -> list[dict[str, Any]]:
+    """The records of the finished runs; a ValueError that names the file for one that is damaged."""
+    return [_finished_run(path) for path in sorted(folder.glob("runs/*/run.json"))]
+
+
+def _finished_run(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in ("attention", "seed", "rows") if name not in record]
+        problem = f"without {' and '.join(missing)}" if missing else ""
+        if not missing and not all(isinstance(row, dict) and row.keys() <= set(COLUMNS) for row in record["rows"]):
+            problem = "its rows are not those of results.csv"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        record, problem = {}, f"{error}"
+    if problem or not isinstance(record, dict):
+        raise ValueError(
+            f"{path} is not the record of a finished run ({problem or 'no mapping'}): remove the file to have the "
+            "model measured again, or its folder to have it trained again"
+        )
+    return record
+
+
 def _gather(folder: Path, study: dict[str, Any], command: str) -> None:
     """results.csv and results.json out of all the finished runs in the folder."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("runs/*/run.json"))]
+    records = _finished_runs(folder)
     with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

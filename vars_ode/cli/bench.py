@@ -14,8 +14,8 @@ def bench(
             help="equilibrium: iterations and time to a KKT residual, by solver. memory: of each adjoint, by steps. "
             "adjoint: forward and backward pass of each adjoint. adjoint-horizon: error of each adjoint's gradient, by "
             "horizon. truncated: the truncated gradient beside the implicit one. rates: cost and tightness of the step "
-            "bounds. solver: a solve over a hand-written loop. vars-s: its Gram, applied and formed. convert: a "
-            "converted model over the original."
+            "bounds. solver: fixed steps over a hand-written loop, error control over libraries for it. vars-s: its "
+            "Gram, applied and formed. convert: a converted model over the original."
         ),
     ],
 ) -> None:

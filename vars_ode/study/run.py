@@ -25,7 +25,7 @@ from vars_ode.environment import environment
 from vars_ode.files import claim_folder, write_json
 from vars_ode.models import vars_layers
 from vars_ode.saving import load_pretrained, save_pretrained
-from vars_ode.study.measure import measure_robustness, measure_solvers, measure_traces
+from vars_ode.study.measure import measure_robustness, measure_solvers, measure_traces, measured_images
 from vars_ode.study.plan import EXACT, Plan
 from vars_ode.study.progress import Event, Progress, reporter
 from vars_ode.study.workers import end_with_parent
@@ -196,7 +196,7 @@ def _run(folder: Path, plan: Plan, job: Job) -> str | None:
         model = load_pretrained(target)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", solvers.SolverWarning)
-            rows, traces = _measure(model, plan, report)
+            rows, traces = _measure(target, model, plan, report)
         training["warnings"] = sorted({*training["warnings"], *_messages(caught)})
         if traces:
             np.savez_compressed(target / "trace.npz", **traces)
@@ -248,14 +248,14 @@ def _train(plan: Plan, job: Job, target: Path, report: Any) -> dict[str, Any]:
     return record
 
 
-def _measure(model: nn.Module, plan: Plan, report: Any) -> tuple[list[Any], Any]:
+def _measure(target: Path, model: nn.Module, plan: Plan, report: Any) -> tuple[list[Any], Any]:
     """All rows of results.csv, and the traces of a model that has a solver."""
-    test = _head(fashion_mnist("test"), plan.test_images)
+    test = measured_images(plan)
 
     def progress(what: str) -> None:
         report(Event.MEASURED, what)
 
-    rows = [*measure_robustness(model, test, plan, progress), *measure_solvers(model, test, plan, progress)]
+    rows = [*measure_robustness(target, model, plan, progress), *measure_solvers(model, test, plan, progress)]
     return rows, measure_traces(model, test, progress) if vars_layers(model) else None
 
 

@@ -33,6 +33,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def check_device(name: str) -> torch.device:
+    """The device of that name; a ValueError where torch has none, or cannot reach it here."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"there is no device {name!r} here ({reason}); take cpu, or cuda where there is one") from None
+    return device
+
+
 class Cost(NamedTuple):
     """Milliseconds of the fastest of several runs, and the peak of the memory that one run allocates, in KiB."""
 

@@ -126,7 +126,7 @@ def _row(
     runs = [partial(of, ours, x), partial(of, other, x)]
     if compiled:
         runs += [partial(of, torch.compile(part, fullgraph=True), x) for part in (ours, other)]
-    times = interleaved(runs, x.device, repeats)
+    times = interleaved(runs, x.device, repeats, processor=True)
     ratios = times[0] / times[1], times[2] / times[3] if compiled else None
     return LayerRow(name, against, measured, f"{len(x)} x {x.shape[1]}", times[0], times[1], *ratios)
 

@@ -5,7 +5,7 @@
 
 Each is run from top to bottom in a fresh kernel, on one thread and in its own folder, as Jupyter would. What is written
 holds sources and outputs, but neither times nor anything of the machine, so that a second run changes little. A
-notebook that fails is left as it was.
+notebook that fails is left as it was, and the others are run.
 """
 
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 EXAMPLES = Path(__file__).parent
@@ -58,12 +59,20 @@ def main(names: list[str]) -> None:
         known = ", ".join(sorted(path.stem for path in EXAMPLES.glob("*.ipynb")))
         sys.exit(f"there is no notebook {', '.join(unknown)} in {EXAMPLES}; there are {known}")
     os.environ.update(ENVIRONMENT)
+    failed = []
     for path in paths:
         print(path.name, end=" ", flush=True)
         started = time.monotonic()
-        notebook = execute(nbformat.read(path, as_version=4), path.parent, FULL_RUN)
+        try:
+            notebook = execute(nbformat.read(path, as_version=4), path.parent, FULL_RUN)
+        except (CellExecutionError, TimeoutError) as error:
+            print(f"failed: {error}")
+            failed.append(path.name)
+            continue
         nbformat.write(clean(notebook), path)
         print(f"{time.monotonic() - started:.0f} s")
+    if failed:
+        sys.exit(f"{len(failed)} of {len(paths)} notebooks failed and are as they were: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -44,4 +44,5 @@ from solvers.solution import Status as Status
 from solvers.solver import Solver as Solver
 from solvers.steady_state import SteadyState as SteadyState
 from solvers.tableau import ButcherTableau as ButcherTableau
+from solvers.tableau import EmbeddedTableau as EmbeddedTableau
 from solvers.tsit5 import Tsit5 as Tsit5

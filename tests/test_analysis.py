@@ -18,8 +18,10 @@ from torch import Tensor, nn
 import solvers
 from vars_ode import LCA, ProximalFlow, StaticDynamic, VARSAttention, analysis, kkt_residual
 from vars_ode.analysis import InitialValueProblem, Measurement
+from vars_ode.analysis.active_set import active_set
 from vars_ode.analysis.spectrum import spectral_radius
 from vars_ode.convolutional import VARSConvAttention
+from vars_ode.fields import ReconstructionArgs, energy
 
 SMOOTH = InitialValueProblem(lambda t, y, args: args * y.sin() - 0.3 * t, torch.tensor([[0.5, 1.0], [2.0, -1.0]]))
 
@@ -226,6 +228,50 @@ def test_equilibrium_meets_the_optimality_conditions(kind: str, dynamics: Any) -
     found = analysis.find_equilibrium(problem)
     assert found.converged.all()
     assert (kkt_residual(found.code, problem.args) < 1e-10).all()
+
+
+def bumps(width: float = 0.2) -> InitialValueProblem:
+    """Wide overlapping bumps as templates, whose Gram has a condition number above 1e16."""
+    places, centres = torch.linspace(0, 1, 49, dtype=torch.float64), torch.linspace(0, 1, 24, dtype=torch.float64)
+    phi = torch.exp(-0.5 * ((places[:, None] - centres) / width) ** 2)
+    phi = phi / phi.norm(dim=0)
+    gram, drive = (phi.mT @ phi).expand(2, 24, 24), phi.mT @ (3 + torch.randn(2, 49, 8, dtype=torch.float64))
+    rate = 1 / torch.linalg.matrix_norm(gram, 2)[:, None, None]
+    args = ReconstructionArgs(drive, gram, rate, torch.tensor(0.05, dtype=torch.float64))
+    return InitialValueProblem(ProximalFlow(), torch.zeros_like(drive), args)
+
+
+def test_equilibrium_of_an_ill_conditioned_problem_is_exact() -> None:
+    problem = bumps()
+    slow = problem.solve(solvers.DouglasRachford(max_steps=3000, rtol=0.0, atol=0.0)).y1
+    assert kkt_residual(slow, problem.args).max() > 1e-4  # splitting alone does not find the support in time
+    found = analysis.find_equilibrium(problem)
+    assert found.converged.all()
+    assert (kkt_residual(found.code, problem.args) < 1e-10).all()
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "coherent", "duplicate"])
+def test_active_set_finds_the_minimiser_from_any_code(kind: str) -> None:
+    """Also at a singular Gram, unless the start has both of two equal templates in its support."""
+    _, _, args = lasso_problem(kind, m=12, sparsity=0.1)
+    minimum = energy(
+        analysis.find_equilibrium(InitialValueProblem(ProximalFlow(), torch.zeros_like(args.drive), args)).code, args
+    )
+    starts = [torch.zeros_like(args.drive)]
+    if kind != "duplicate":
+        starts += [torch.randn_like(args.drive), 100 * args.drive]
+    for start in starts:
+        found = active_set(start, args)
+        assert (kkt_residual(found, args) < 1e-10).all()
+        torch.testing.assert_close(energy(found, args), minimum)
+
+
+def test_active_set_never_worsens_a_column() -> None:
+    _, _, args = lasso_problem("duplicate", sparsity=0.1)
+    start = torch.randn_like(args.drive)  # every template and its duplicate: there is no single solution
+    for changes in (0, 1, 2, 100):
+        found = active_set(start, args, changes)
+        assert (kkt_residual(found, args) <= kkt_residual(start, args)).all()
 
 
 def test_equilibrium_of_the_linear_flow_keeps_the_null_space_of_the_gram() -> None:

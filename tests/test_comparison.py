@@ -1,5 +1,8 @@
 """Differences of models: right where the truth is known, paired, corrected; and told as they are."""
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 import vars_ode
 from vars_ode.comparison import MEAN, Comparison, compare
+from vars_ode.report.comparison import write_comparison
 from vars_ode.robustness import Outcome
 from vars_ode.statistics import holm, paired_difference
 
@@ -119,3 +123,13 @@ def test_other_images_are_refused(data: TensorDataset) -> None:
         compare({"a": Threshold(0.5)}, data, baseline="c")
     one = compare({"a": Threshold(0.5), "b": Threshold(0.2)}, data, ("clean",))
     assert any("one seed" in sentence for sentence in one.findings())
+
+
+def test_the_page_of_a_comparison(found: Comparison, tmp_path: Path) -> None:
+    page = write_comparison(found, tmp_path / "page", {"Attack": "FGSM <eps 1/255>"}).read_text()
+    assert "good against bad, clean: +" in page
+    assert "FGSM &lt;eps 1/255&gt;" in page
+    assert len(list(csv.DictReader((tmp_path / "page" / "differences.csv").open()))) == len(found.measures)
+    assert len(list(csv.DictReader((tmp_path / "page" / "accuracies.csv").open()))) == len(found.to_rows())
+    alone = Comparison.of({"good": [list(run.values()) for run in found.runs["good"]]})
+    assert "nothing to compare one model with" in write_comparison(alone, tmp_path / "alone").read_text()

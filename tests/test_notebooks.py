@@ -20,6 +20,7 @@ from typing import Any
 import nbformat
 import pytest
 from demo_cases import TINY
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from notebook_cells import run_cells
 from workers import forkserver, in_place_of_spawn
@@ -28,9 +29,9 @@ from vars_ode.study.run import run_study
 
 REDUCED: dict[str, dict[str, object]] = {
     "adjoint_memory": {
-        "MEMORY_STEPS": (5, 20),
-        "HORIZONS": (5.0,),
-        "MODEL_HORIZONS": (5.0,),
+        "MEMORY_STEPS": (5,),
+        "HORIZONS": (2.0,),
+        "MODEL_HORIZONS": (2.0,),
         "SHORT": 2.0,
         "LONG": 4.0,
         "BATCH_SIZE": 10,
@@ -43,9 +44,11 @@ REDUCED: dict[str, dict[str, object]] = {
         "EPOCHS": 1,
         "TRAIN_IMAGES": 100,
         "TEST_IMAGES": 20,
-        "MAP_IMAGES": 4,
+        "MAP_IMAGES": 2,
         "STARTS": 2,
         "SCENE_STEPS": 200,
+        "TRACE_TIMES": (0, 5),
+        "MAP_TIMES": (0.0, 5.0),
     },
     "convergence": {
         "TRAIN_IMAGES": 200,
@@ -89,6 +92,7 @@ NOTEBOOKS = sorted(path.stem for path in EXAMPLES.glob("*.ipynb"))
 IN_A_KERNEL = "quickstart"
 SECONDS = 300  # they take ten at most; a limit against runs that hang, also where all cores are busy
 MEGABYTES = 2
+PAGE = 110  # characters
 MACHINE = re.compile(r"(?<![\w.>])/[a-z]+/\w|/Users/|[A-Z]:\\|\bat 0x[0-9a-f]+")  # absolute paths and addresses
 PRINTS = re.compile(r"\b(print|display)\(|\.plot\(")
 
@@ -226,6 +230,42 @@ def test_outputs_hold_no_errors_warnings_or_traces_of_a_machine(name: str) -> No
     assert [text for text in texts(notebook) if MACHINE.search(text)] == []
     pictures = [output for output in outputs if "Figure" in output.get("data", {}).get("text/plain", "")]
     assert [picture for picture in pictures if "image/png" not in picture.data] == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_printed_lines_fit_on_a_page(name: str) -> None:
+    """Monospaced text does not wrap: longer sentences are to be wrapped, or displayed as Markdown."""
+    outputs = [output for cell in code_cells(read(name)) for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert [line for line in printed.splitlines() if len(line) > PAGE] == []
+
+
+def test_robustness_without_a_study_says_in_a_sentence_how_to_make_one(tmp_path: Path) -> None:
+    cells = code_cells(read("robustness"))
+    up_to = next(place for place, cell in enumerate(cells) if "read_results(" in cell.source) + 1
+    notebook = nbformat.v4.new_notebook(cells=cells[:up_to])
+    with pytest.raises(CellExecutionError) as raised:
+        script.execute(notebook, tmp_path, SECONDS)
+    assert (
+        raised.value.evalue
+        == "runs/demo holds no finished study: run `vars-ode demo --out runs/demo`, or name another in STUDY."
+    )
+    (shown,) = [output for output in notebook.cells[-1].outputs if output.output_type == "error"]
+    assert shown.traceback == [raised.value.evalue]
+
+
+def test_one_notebook_that_fails_does_not_keep_the_others_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "EXAMPLES", tmp_path)
+    for name, source in (("a", "1 / 0"), ("b", "print(6 * 7)")):
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), tmp_path / f"{name}.ipynb")
+    before = (tmp_path / "a.ipynb").read_bytes()
+    with pytest.raises(SystemExit, match=r"1 of 2 .*: a\.ipynb"):
+        script.main([])
+    assert "ZeroDivisionError" in capsys.readouterr().out
+    assert (tmp_path / "a.ipynb").read_bytes() == before
+    assert "42" in (tmp_path / "b.ipynb").read_text()
 
 
 def test_picture_of_the_readme_is_that_of_the_notebook() -> None:

@@ -17,14 +17,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from trees import image_folder
+from trees import image_folder, picture
 from typer.testing import CliRunner
 
 import vars_ode
 from vars_ode.cli import app
+from vars_ode.data import Preprocessing
 from vars_ode.models import vars_layers
 from vars_ode.training.checkpoints import damage_of
 from vars_ode.training.command import train
+from vars_ode.training.config import resolved
+from vars_ode.training.keyed import seeded
+from vars_ode.training.sources import training_transform
 
 NANO = {
     "model": "vit_nano_patch4_28",
@@ -72,8 +76,11 @@ def differing(one: Path, other: Path) -> list[str]:
 
 def _child(given: dict[str, Any], out: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    os.setsid()
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(out.with_suffix(".log"), "a")  # noqa: SIM115
+    logging.basicConfig()
+    logging.getLogger("vars_ode").setLevel(logging.INFO)
     if limit := environment.get("FILE_LIMIT"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -150,7 +157,7 @@ def test_kills_at_random_times_change_no_bit(tree: Path, tmp_path: Path) -> None
         del record["seconds"], record["images_per_second"]
     assert one["epochs"] == other["epochs"]
     assert one["test"] == other["test"]
-    assert "going on after update" in (tmp_path / "killed.log").read_text() or kills == 20
+    assert "going on after update" in (tmp_path / "killed.log").read_text()
     kept = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
     assert kept == ["00000046", "00000048"]
 
@@ -192,7 +199,7 @@ def test_processes_that_read_images_change_nothing(tree: Path, tmp_path: Path) -
 def test_signals_save_first(
     tree: Path, tmp_path: Path, number: int, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {**SMALL, "data": tree, "epochs": 2}
+    given, before = {**SMALL, "data": tree, "epochs": 2}, signal.getsignal(number)
     from vars_ode.training import loop
 
     step = loop.Training._step
@@ -208,10 +215,43 @@ def test_signals_save_first(
     assert result.exit_code == status, result.output
     assert "stopped after update" in result.output
     assert not (tmp_path / "run" / "model.safetensors").exists()
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert signal.getsignal(number) is before
     assert CliRunner().invoke(app, ["train", *options(given), "--out", str(tmp_path / "run")]).exit_code == 0
     train({**given, "data": str(tree)}, tmp_path / "whole")
     assert differing(tmp_path / "run", tmp_path / "whole") == []
+
+
+def test_a_scheduler_that_ends_all_processes_of_a_job_loses_nothing(tree: Path, tmp_path: Path) -> None:
+    given = {**SMALL, "data": str(tree), "epochs": 60, "workers": 2}
+    child = start(given, tmp_path / "run")
+    while not list((tmp_path / "run" / "checkpoints").glob("*[0-9]")):
+        time.sleep(0.05)
+        assert child.is_alive()
+    os.killpg(child.pid, signal.SIGTERM)
+    child.join(60)
+    log = (tmp_path / "run.log").read_text()
+    assert "StoppedError: stopped after update" in log
+    assert "worker" not in log
+
+
+def test_data_sets_of_timms_names(tree: Path, tmp_path: Path) -> None:
+    given = {**SMALL, "epochs": 1, "val_split": "val"}
+    train({**given, "data": "torch/image_folder", "data_dir": str(tree)}, tmp_path / "timm")
+    train({**given, "data": str(tree)}, tmp_path / "folder")
+    assert differing(tmp_path / "timm", tmp_path / "folder") == []
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_the_published_augmentation_bears_every_draw(mode: str) -> None:
+    config = resolved({"model": "rvt_tiny", "preset": "published"}, 0, 1)
+    size = (1 if mode == "L" else 3, 16, 16)
+    transform = training_transform(config, Preprocessing(size, (0.0,), (1.0,)))
+    picture_of_noise = picture(0, 0, 24, mode)
+    for draw in range(800):  # posterizing to no bits at all comes once in some hundred
+        with seeded("draw", draw):
+            image = transform(picture_of_noise)
+        assert image.shape == size
+        assert image.isfinite().all()
 
 
 def test_a_damaged_checkpoint_is_passed_over(tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -271,6 +311,9 @@ def test_unreadable_images_are_named_or_skipped(tree: Path, tmp_path: Path) -> N
         ({"horizon": "sometimes"}, "cannot read the horizon"),
         ({"amp": True, "amp_dtype": "float16", "device": "cpu"}, "fp16"),
         ({"holdout": 1.5}, "holdout"),
+        ({"log_with": ("tensorbord",)}, "did you mean 'tensorboard'"),
+        ({"data": "torch/cifar10", "data_dir": "nowhere"}, "timm cannot open the data set 'torch/cifar10'"),
+        ({"data": "wds/x", "data_dir": "nowhere"}, "'wds/x'"),
     ],
 )
 def test_bad_settings_are_refused(given: dict[str, Any], message: str, tree: Path, tmp_path: Path) -> None:

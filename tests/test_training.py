@@ -289,3 +289,13 @@ def test_horizons_that_fail_are_counted_by_layer(caplog: pytest.LogCaptureFixtur
         ("blocks.1.attn", 64, 64),
     ]
     assert "epoch 0: 64 of 64 solves of blocks.1.attn did not reach" in caplog.text
+
+
+def test_the_warning_of_an_unreliable_adjoint_is_told_once(recwarn: pytest.WarningsRecorder) -> None:
+    model = vit(solver="euler", adjoint="continuous", t1=2.0)
+    layers = len(model.blocks)
+    warnings.simplefilter("always", solvers.SolverWarning)
+    Training(model, separable(), replace(PLAIN, epochs=1)).run()
+    told = [str(warning.message) for warning in recwarn if issubclass(warning.category, solvers.SolverWarning)]
+    assert len(told) == layers  # not once per update, of which there are several
+    assert all("is contractive" in sentence for sentence in told)

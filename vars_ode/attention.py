@@ -237,7 +237,7 @@ class VARSAttention(ReconstructionLayer):
         check_tokens(x, self.dim)
         parts = 2 if self.dictionary.tied else 3
         projected = self.qkv(x).reshape(x.shape[0], x.shape[1], parts, self.num_heads, self.head_dim)
-        projected = projected.permute(2, 0, 3, 1, 4)
+        projected = projected.permute(2, 0, 3, 1, 4).contiguous()  # which each product would do by itself
         q = self.q_norm(projected[0])
         return q, q if self.dictionary.tied else self.k_norm(projected[1]), projected[parts - 1]
 
@@ -254,12 +254,15 @@ class VARSAttention(ReconstructionLayer):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        *,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         grid: Grid | None = None,
+        **place: Any,
     ) -> Reconstruction:
         """What the dictionary makes of the projections, in float32 at least."""
         dtype = torch.promote_types(v.dtype, torch.float32)
+        q, k = self._placed(q, k, dtype, **place)
         tied = k is q
         q, v = q.to(dtype), v.to(dtype)
         k = q if tied else k.to(dtype)
@@ -275,9 +278,11 @@ class VARSAttention(ReconstructionLayer):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        *,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         grid: Grid | None = None,
+        **place: Any,
     ) -> Tensor:
         """The output where the code is the drive, without Gram and solver; (batch, heads, tokens, head_dim).
 
@@ -286,11 +291,16 @@ class VARSAttention(ReconstructionLayer):
         """
         if self.dictionary.takes_pair_mask:
             mask = whole_mask(attn_mask, is_causal, v)
+            q, k = self._placed(q, k, v.dtype, **place)
             problem = self.dictionary(q, k, v, None, mask, self.attn_drop.p if self.training else 0.0)
             return problem.read_out(problem.drive)
         with torch.autocast(v.device.type, enabled=False):
-            problem = self._state_reconstruction(q, k, v, attn_mask=attn_mask, is_causal=is_causal, grid=grid)
+            problem = self._state_reconstruction(q, k, v, attn_mask=attn_mask, is_causal=is_causal, grid=grid, **place)
             return problem.read_out(problem.drive)
+
+    def _placed(self, q: Tensor, k: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Queries and keys with the positions of their tokens, where a subclass gives them some by `dtype`."""
+        return q, k
 
     def code_is_drive(self) -> bool:
         """Whether the solve is one Euler step from zero to t1 that ends at a = t1 eta b = b, as in self-attention."""

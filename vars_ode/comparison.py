@@ -177,7 +177,7 @@ class Comparison(Measurement):
         """Accuracies by measure, and differences to the baseline with their intervals."""
         measures = list(self.measures)
         lanes = len(self.runs) * 0.16 + 0.22
-        figure = new_figure(10.0, 1.3 + lanes * len(measures))
+        figure = new_figure(8.0, 1.3 + lanes * len(measures))
         left, right = figure.subplots(1, 2, sharey=True)
         tidy(left, "accuracy (%)")
         tidy(right, f"difference to {literal(self.baseline)} (points)")

@@ -1,9 +1,10 @@
 """Files and folders of results: files are written atomically, and folders with other content are refused."""
 
+import csv
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,19 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write JSON atomically."""
     text = json.dumps(content, indent=1)
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, atomically. The columns are those of any row; without rows the file is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+
+    def write(target: Path) -> None:
+        with target.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
 
 
 def claim_folder(folder: Path, marker: str, what: str) -> bool:

@@ -54,9 +54,10 @@ def tidy(axes: Axes, xlabel: str = "", ylabel: str = "", title: str = "") -> Non
 
 
 def plain_log_axis(axis: Axis, low: float, high: float) -> None:
-    """Label an axis of less than two decades by plain numbers 1, 2, 5, 10, ...; others keep powers of ten."""
+    """Label an axis of less than two decades by plain numbers 1, 2, 5, 10, ..., of less than one by all digits; others
+    keep powers of ten."""
     if high < 100 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high >= 10 * low else range(1, 10)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 import solvers
 from vars_ode.attention import VARSAttention
-from vars_ode.dictionaries import Reconstruction
 from vars_ode.grids import Grid
 from vars_ode.layer import check_tokens
 
@@ -118,41 +117,10 @@ class VARSRotaryAttention(VARSAttention):
         projected = projected.reshape(x.shape[0], x.shape[1], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         return self.q_norm(projected[0]), self.k_norm(projected[1]), projected[2]
 
-    def _state_reconstruction(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        grid: Grid | None = None,
-        rope: Tensor | None = None,
-    ) -> Reconstruction:
-        dtype = torch.promote_types(v.dtype, torch.float32)
-        q, k = self._placed(q, k, rope, dtype)
-        return super()._state_reconstruction(q, k, v, attn_mask, is_causal, grid)
-
-    def _read_out_drive(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        grid: Grid | None = None,
-        rope: Tensor | None = None,
-    ) -> Tensor:
-        if not self.dictionary.takes_pair_mask:  # states the reconstruction, which places them
-            with torch.autocast(v.device.type, enabled=False):
-                problem = self._state_reconstruction(q, k, v, attn_mask, is_causal, grid, rope)
-                return problem.read_out(problem.drive)
-        q, k = self._placed(q, k, rope, v.dtype)
-        return super()._read_out_drive(q, k, v, attn_mask, is_causal)
-
     def _heads(self, projected: Tensor, heads: int) -> Tensor:
         return projected.reshape(projected.shape[0], projected.shape[1], heads, self.head_dim).transpose(1, 2)
 
-    def _placed(self, q: Tensor, k: Tensor, rope: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _placed(self, q: Tensor, k: Tensor, dtype: torch.dtype, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rotated queries and keys; tied ones stay one tensor."""
         rotated = self._rotated(q, rope, dtype)
         return rotated, rotated if k is q else self._rotated(k, rope, dtype)

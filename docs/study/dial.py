@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from vars_ode.plotting import COLOURS, DASHES, MARKERS, new_figure, tidy
 from vars_ode.study.records import CLEAN, Condition, Results, read_results
+from vars_ode.study.tables import accuracy_cell
 
 HERE = Path(__file__).parent
 FORMS = ("factor", "coupling", "monotone", "dictionary")
@@ -41,7 +42,7 @@ def tables(results: Results, corrupted: list[Condition]) -> str:
         for training in TRAININGS:
             name = f"{form}, {training}"
             if results.sweep(name):
-                cells = [cell(results, name, corrupted, solve) for solve in SOLVES]
+                cells = [accuracy_cell(results, name, corrupted, solve) for solve in SOLVES]
                 rows.append([training, f"{seconds(results, name) / seconds(results, f'{form}, fixed 5'):.1f}", *cells])
         parts += [f"**{form}**\n\n", *(f"| {' | '.join(row)} |\n" for row in rows), "\n"]
     clean, worse = (results.spread("softmax", conditions) for conditions in ([CLEAN], corrupted))
@@ -74,11 +75,6 @@ def at_rest(results: Results) -> str:
         evaluations = statistics.mean(results.by_seed(name, [CLEAN], "fixed_point", "evaluations").values())
         found.append(f"{evaluations:.0f} ({name})")
     return f"Field evaluations per layer until fixed-point iteration stopped, at most 200: {', '.join(found)}.\n"
-
-
-def cell(results: Results, name: str, corrupted: list[Condition], solve: str) -> str:
-    spreads = [results.spread(name, conditions, solve) for conditions in ([CLEAN], corrupted)]
-    return " / ".join(f"{100 * spread.mean:.1f}" if spread.count else "-" for spread in spreads)
 
 
 def draw(results: Results, corrupted: list[Condition]) -> Figure:

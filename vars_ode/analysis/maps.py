@@ -84,8 +84,8 @@ class AttentionMaps(Measurement):
         """
         count, received = min(MAX_PICTURES, self.maps.shape[1]), self.received.numpy()
         columns = len(self.times) + (2 if images is not None else 1)
-        figure = new_figure(max(6.5, 1.25 * columns), 1.3 * count + 2.9)
-        parts: Any = figure.subfigures(2, 1, height_ratios=[1.3 * count + 0.3, 2.6])
+        figure = new_figure(max(6.5, 1.25 * columns), 1.3 * count + 3.1)
+        parts: Any = figure.subfigures(2, 1, height_ratios=[1.3 * count + 0.3, 2.8])
         upper, lower = parts
         panels = upper.subplots(count, columns, squeeze=False)
         for i, row in enumerate(panels):
@@ -105,6 +105,7 @@ class AttentionMaps(Measurement):
                     vmax=max(top, low + 1e-12),
                 )
         self._curves(lower.subplots())
+        lower.legend(loc="outside lower center", ncols=3, fontsize=SMALL, frameon=False)
         return figure
 
     def _curves(self, axes: Axes) -> None:
@@ -114,7 +115,6 @@ class AttentionMaps(Measurement):
         axes.plot([], [], color=COLOURS[5], lw=1, label="an input, mean over heads")
         axes.axhline(1.0, color="#000000", lw=1, ls="--", label="uniform attention")
         tidy(axes, "solver time t", "times chance", "Share of attention on the foreground, over its share of the area")
-        axes.legend(fontsize=SMALL, frameon=False)
 
 
 def attention_maps(

@@ -13,7 +13,8 @@ def bench(
         str,
         typer.Argument(
             help="layer: VARS layers over their matrix products and over fused attention. model: RVT-Ti with each "
-            "attention. memory: of each adjoint, by steps. solver: a solve over a hand-written loop. "
+            "attention. memory: of each adjoint, by steps. solver: fixed steps over a hand-written loop, error "
+            "control over libraries for it. "
             "equilibrium: iterations and time to a KKT residual, by solver. "
             "adjoint: forward and backward pass of each adjoint. adjoint-horizon: error of each adjoint's gradient, by "
             "horizon. truncated: the truncated gradient beside the implicit one. rates: cost and tightness of the step "

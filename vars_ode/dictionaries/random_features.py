@@ -31,7 +31,15 @@ def log_features(q: Tensor, projection: Tensor, normalize: bool) -> Tensor:
         normalize: l2-normalise each query first. Otherwise the features of queries of large norm all underflow.
     """
     q = F.normalize(q, dim=-1) if normalize else q * q.shape[-1] ** -0.25
-    return q @ projection.to(q.dtype) - 0.5 * q.square().sum(-1, keepdim=True)
+    return (q @ projection.to(q.dtype)).sub_(0.5 * q.square().sum(-1, keepdim=True))
+
+
+def raw_features(log_templates: Tensor) -> Tensor:
+    """exp(log_templates), each column over its largest entry, in place: (batch, heads, tokens, features).
+
+    A new tensor of this size costs more than an operation on it.
+    """
+    return log_templates.sub_(log_templates.detach().amax(-2, keepdim=True)).exp_()
 
 
 def is_masked(key_bias: Tensor) -> Tensor:

@@ -18,3 +18,4 @@ from vars_ode.models.rvt import RobustVisionTransformer as RobustVisionTransform
 from vars_ode.models.solves import AT_REST as AT_REST
 from vars_ode.models.solves import Solve as Solve
 from vars_ode.models.solves import parse_solves as parse_solves
+from vars_ode.models.solves import training_settings as training_settings

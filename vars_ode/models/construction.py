@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import timm
@@ -37,6 +38,12 @@ def construct_on_meta(name: str, options: Mapping[str, Any]) -> nn.Module:
         return construct(name, options)
 
 
+@lru_cache(maxsize=32)
+def usual_on_meta(name: str) -> nn.Module:
+    """The model of a name without arguments, to compare with; shared, so not to be changed."""
+    return construct_on_meta(name, {})
+
+
 @contextmanager
 def on_meta() -> Iterator[None]:
     """Models that are built inside are on torch's meta device, without their initialisation."""
@@ -48,11 +55,13 @@ class _Uninitialised(TorchFunctionMode):
     """Skips what fills tensors in place on the meta device: there are no values, and torch simulates each operation."""
 
     _FILLING = frozenset({"uniform_", "normal_", "erfinv_", "mul_", "add_", "sub_", "clamp_", "fill_", "zero_", "div_"})
+    _FILLING |= {"constant_", "kaiming_uniform_"}  # of torch.nn.init, which name their tensor
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in self._FILLING and args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
-            return args[0]
+        if getattr(func, "__name__", "") in self._FILLING:
+            filled = args[0] if args else (kwargs or {}).get("tensor")
+            if isinstance(filled, torch.Tensor) and filled.is_meta:
+                return filled
         return func(*args, **(kwargs or {}))
 
 

@@ -16,7 +16,7 @@ from vars_ode.attention import VARSAttention
 from vars_ode.configured import importable
 from vars_ode.layer import ReconstructionLayer
 from vars_ode.models.attentions import NamedAttention, available_attentions, named_attention
-from vars_ode.models.construction import CLASSES, construct_on_meta, name_of, takes_attention_by_name
+from vars_ode.models.construction import CLASSES, name_of, takes_attention_by_name, usual_on_meta
 from vars_ode.models.rvt import RobustVisionTransformer
 from vars_ode.rotary import VARSRotaryAttention
 
@@ -48,7 +48,7 @@ def read_model(model: nn.Module) -> dict[str, Any]:
 
 def _read_rvt(model: RobustVisionTransformer) -> dict[str, Any]:
     name, config = name_of(model), dict(model.config)
-    default: Any = construct_on_meta(name, {})
+    default: Any = usual_on_meta(name)
     own = {key: config.pop(key) for key in ("attention", "img_size", "in_chans", "num_classes")}
     options = {key: config.pop(key) for key in list(config) if not is_argument(key, name, own["attention"])}
     useless = unused_options(own["attention"], options)
@@ -62,7 +62,7 @@ def _read_rvt(model: RobustVisionTransformer) -> dict[str, Any]:
 
 def _read_vit(model: VisionTransformer) -> dict[str, Any]:
     name = name_of(model)
-    default: Any = construct_on_meta(name, {})
+    default: Any = usual_on_meta(name)
     arguments, usual = vit_arguments(model), vit_arguments(default)
     layers = {key: layer for key, layer in model.named_modules() if key.startswith("blocks.") and key.endswith(".attn")}
     attention, others = _read_attentions(layers, default)
@@ -96,7 +96,7 @@ def read_by_name(model: nn.Module) -> dict[str, Any]:
             f"this {type(model).__name__} cannot be described, as it was not made by timm.create_model; save its state "
             "dict, and build and convert it yourself"
         )
-    arguments, usual = _sizes(model), _sizes(construct_on_meta(name, {}))
+    arguments, usual = _sizes(model), _sizes(usual_on_meta(name))
     options = {key: value for key, value in arguments.items() if not _same(value, usual.get(key))}
     own = {key: options.pop(key, None) for key in ("img_size", "in_chans")}
     own["num_classes"] = arguments.get("num_classes")

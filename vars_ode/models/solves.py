@@ -39,12 +39,6 @@ class Solve:
         """
         return single_step_limit(model) if self.settings is None else with_solver(model, **self.settings)
 
-    @property
-    def solver(self) -> solvers.Solver | None:
-        """The solver, where the settings name one."""
-        solver = None if self.settings is None else self.settings.get("solver")
-        return None if solver is None else solvers.get(solver)
-
     def unstable_on(self, layer: ReconstructionLayer) -> bool:
         """Whether theory calls the step too long for a layer that has this solver set already.
 
@@ -78,6 +72,18 @@ def parse_solves(text: str) -> tuple[Solve, ...]:
     if not found:
         raise ValueError(f'no solve in {text!r}; write for example "euler@1,2,5,10; rk4@5; nesterov"')
     return tuple({solve.label: solve for solve in found}.values())
+
+
+def training_settings(text: str) -> dict[str, Any]:
+    """The settings of layers that are trained with one solve, such as "euler@5"; `until` is left as it is.
+
+    Raises:
+        ValueError: several solves, or the limit in which nothing is solved.
+    """
+    solves = parse_solves(text)
+    if len(solves) != 1 or solves[0].settings is None:
+        raise ValueError(f'models are trained with one solve, such as "euler@5", got solver={text!r}')
+    return {name: value for name, value in solves[0].settings.items() if name != "until"}
 
 
 def _parse(entry: str) -> list[Solve]:

@@ -116,7 +116,8 @@ def fill(model: nn.Module, description: Mapping[str, Any], state: dict[str, Tens
             raise ValueError("shared parameters of different shapes")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{where} holds a damaged description: {type(error).__name__}: {error}") from error
-    model.load_state_dict(state, assign=True)
+    # Into memory of their own: in a file's they may lie such that a matrix product rounds otherwise.
+    model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     share_parameters(model, shared)
     if isinstance(data, dict):
         known: Any = getattr(model, "pretrained_cfg", None)

@@ -13,7 +13,7 @@ from torch import nn
 import solvers
 from vars_ode.building import SMALL_MODEL, ModelSpec
 from vars_ode.data import Preprocessing
-from vars_ode.models import named_attention, parse_solves
+from vars_ode.models import named_attention, parse_solves, training_settings
 from vars_ode.training import Horizon, Recipe, parse_horizon
 
 EXACT = "exact"  # the label of attentions that have no solver
@@ -87,9 +87,7 @@ class Plan:
         solvers.checks.non_negative_number("ridge", self.ridge)
         for attack in self.attacks:
             solvers.checks.one_of("attack", attack, ("fgsm", "pgd"))
-        solves = parse_solves(self.solver)
-        if len(solves) != 1 or solves[0].settings is None:
-            raise ValueError(f'models are trained with one solve, such as "euler@5", got solver={self.solver!r}')
+        training_settings(self.solver)
         if self.sweep:
             parse_solves(self.sweep)
         for name in self.arms:
@@ -109,9 +107,7 @@ class Plan:
         chosen = named_attention(arm.attention)
         options: dict[str, Any] = {}
         if chosen.is_vars:
-            (solve,) = parse_solves(self.solver)
-            options = {"sparsity": self.sparsity, "ridge": self.ridge, **(solve.settings or {})}
-            options = {key: value for key, value in options.items() if key != "until"}
+            options = {"sparsity": self.sparsity, "ridge": self.ridge, **training_settings(self.solver)}
         if "num_features" in chosen.option_names and chosen.options.get("dictionary") != "softmax":
             options["num_features"] = self.num_features
         return ModelSpec(self.model, chosen.name, {**options, **arm.options}, model_options=self.model_options)

@@ -19,7 +19,7 @@ def dial_table(results: Results) -> str:
     rows = [["model", *solves], ["---", *["---:"] * len(solves)]]
     for name in results.attentions:
         conditions = results.sweep_conditions(names[0])
-        cells = [_cell(results, name, conditions, solve if name in names else None) for solve in solves]
+        cells = [accuracy_cell(results, name, conditions, solve if name in names else None) for solve in solves]
         rows.append([name, *(cells if name in names else [cells[0], *[""] * (len(solves) - 1)])])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -31,6 +31,7 @@ def _solves(results: Results, names: Sequence[str]) -> list[str]:
     return sorted(measured, key=lambda solve: planned.index(solve) if solve in planned else -1)
 
 
-def _cell(results: Results, name: str, corrupted: Sequence[Condition], solve: str | None) -> str:
+def accuracy_cell(results: Results, name: str, corrupted: Sequence[Condition], solve: str | None) -> str:
+    """Clean and mean corruption accuracy under a solve, in percent; "-" where there is none."""
     accuracies = [results.spread(name, conditions, solve) for conditions in ([CLEAN], corrupted)]
     return " / ".join(f"{100 * spread.mean:.1f}" if spread.count else "-" for spread in accuracies)

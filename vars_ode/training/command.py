@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import signal
@@ -18,11 +17,12 @@ import yaml
 from torch import nn
 from tqdm import tqdm
 
+from solvers.checks import one_of
 from vars_ode.building import ModelSpec
 from vars_ode.data import Preprocessing
 from vars_ode.environment import environment
-from vars_ode.files import claim_folder, write_atomically, write_json
-from vars_ode.models import parse_solves, set_solver
+from vars_ode.files import claim_folder, write_atomically, write_csv, write_json
+from vars_ode.models import set_solver, training_settings
 from vars_ode.saving import load_checkpoint, save_pretrained
 from vars_ode.training.accelerating import accelerator_for, forget
 from vars_ode.training.checkpoints import Checkpoints
@@ -72,6 +72,7 @@ def train(given: Mapping[str, Any], out: Path, command: str = "", received: list
     processes = _processes(device)
     accumulated = first.recipe.grad_accum_steps
     config = resolved(given, len(sources.train), processes * accumulated)
+    _check_trackers(config.log_with)
     accelerator = accelerator_for(config.recipe, device, list(config.log_with) or None, out)
     main = accelerator.is_main_process
     if main:
@@ -139,7 +140,7 @@ class _Run:
     def _progress(self, update: Update) -> None:
         if self.bar is None:
             done, total = (update.number - 1) * update.images, update.total * update.images
-            self.bar = tqdm(total=total, initial=done, unit=" images", unit_scale=True, desc="training", smoothing=0.1)
+            self.bar = tqdm(total=total, initial=done, unit=" images", unit_scale=True, desc="training", disable=None)
         self.bar.update(update.images)
         self.bar.set_postfix(loss=f"{update.loss:.3f}", refresh=False)
 
@@ -148,10 +149,18 @@ class _Run:
             self.accelerator.log({k: v for k, v in record.items() if k != "epoch"}, step=record["epoch"])
         if not self.accelerator.is_main_process:
             return
+        logger.info("%s", self._sentence(record))
         write_csv(self.out / LOG, self.training.history)
         write_csv(self.out / SOLVES, self.training.solves)
         if self.data.validation is not None and _score(record) >= max(map(_score, self.training.history)):
             save_pretrained(self._best_of(record), self.out / BEST)
+
+    def _sentence(self, record: Epoch) -> str:
+        parts = [f"epoch {record['epoch'] + 1} of {self.config.recipe.epochs}: loss {record['loss']:.4f}"]
+        names = {"validation_accuracy": "held-out images", "ema_validation_accuracy": "by the averaged weights"}
+        values: Mapping[str, Any] = record
+        parts += [f"{text} {100 * values[name]:.1f} %" for name, text in names.items() if name in values]
+        return ", ".join([*parts, f"{record['images_per_second']:.0f} images/s"])
 
     def _best_of(self, record: Epoch) -> nn.Module:
         """The weights that the score is of."""
@@ -193,9 +202,9 @@ def build(config: TrainingConfig, sources: Sources) -> nn.Module:
     channels = config.in_chans or (1 if sources.embedded and config.init is None else None)
     own: dict[str, Any] = {"img_size": config.img_size, "in_chans": channels}
     own = {name: value for name, value in own.items() if value is not None}
-    classes = config.num_classes or sources.classes
-    if classes < sources.classes:
-        raise ValueError(f"the data have {sources.classes} classes, got num_classes={classes}")
+    classes = config.num_classes or len(sources.classes)
+    if classes < len(sources.classes):
+        raise ValueError(f"the data have {len(sources.classes)} classes, got num_classes={classes}")
     dropout = {"drop_rate": config.drop, "drop_path_rate": config.drop_path}
     extra = {**{name: value for name, value in dropout.items() if value}, **config.model_kwargs}
     if config.init is not None:
@@ -221,16 +230,13 @@ def build(config: TrainingConfig, sources: Sources) -> nn.Module:
 def _set_solver(model: nn.Module, config: TrainingConfig) -> None:
     changes: dict[str, Any] = {} if config.adjoint is None else {"adjoint": config.adjoint}
     if config.solver is not None:
-        solves = parse_solves(config.solver)
-        if len(solves) != 1 or solves[0].settings is None:
-            raise ValueError(f'a training has one solve, such as "euler@5", got solver={config.solver!r}')
-        changes |= {key: value for key, value in solves[0].settings.items() if key != "until"}
+        changes |= training_settings(config.solver)
     if changes:
         set_solver(model, **changes)
 
 
 def _record_preprocessing(model: nn.Module, config: TrainingConfig, sources: Sources) -> None:
-    """What the images went through, where a saved model keeps it."""
+    """What the images went through and how the classes are called, where a saved model keeps it."""
     found = Preprocessing.of(model)
     channels = found.input_size[0]
     changes: dict[str, Any] = {"mean": (0.0,) * channels, "std": (1.0,) * channels} if sources.embedded else {}
@@ -238,6 +244,9 @@ def _record_preprocessing(model: nn.Module, config: TrainingConfig, sources: Sou
         if getattr(config, name) is not None:
             changes[name] = getattr(config, name)
     replace(found, **changes).record_in(model)
+    if getattr(model, "num_classes", None) == len(sources.classes):
+        known: Any = model.pretrained_cfg
+        known["label_names"] = sources.classes  # as timm's models have them, for who reads predictions
 
 
 def _open(out: Path, config: TrainingConfig) -> None:
@@ -255,6 +264,16 @@ def _open(out: Path, config: TrainingConfig) -> None:
         return
     text = yaml.safe_dump(config.as_dict(), sort_keys=False)
     write_atomically(record, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Accelerate leaves out a tracker that is not installed, without a word."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    for name in names:
+        one_of("tracker", name, sorted(LOGGER_TYPE_TO_CLASS))
+        if name not in {str(available) for available in get_available_trackers()}:
+            raise ValueError(f"log_with={name!r} needs its package: pip install {name}")
 
 
 def _processes(device: str) -> int:
@@ -295,21 +314,6 @@ class _Signals:
             raise KeyboardInterrupt
         self.received.append(number)
         logger.warning("asked to stop: the state is saved after this update")
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of equal or growing keys, atomically."""
-    if not rows:
-        return
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-
-    def write(target: Path) -> None:
-        with target.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Batches of augmented images, whose augmentation depends on seed, epoch and image alone."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -91,8 +92,15 @@ def batches(images: Images, looks: Iterator[Sequence[Key]], workers: int, pin_me
         num_workers=workers,
         collate_fn=_as_is,  # type: ignore[arg-type]
         pin_memory=pin_memory,
+        worker_init_fn=_ignore_signals if workers else None,
     )
     return iter(loader)
+
+
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach all processes; the one that trains decides, and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Once:

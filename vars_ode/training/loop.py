@@ -22,7 +22,7 @@ from vars_ode.training.keyed import key, seeded
 from vars_ode.training.optimization import check_classes, loss_for, mixer_for, optimizer_for, schedule_for
 from vars_ode.training.order import Key, Order
 from vars_ode.training.recipe import Recipe
-from vars_ode.training.solve_log import SolveLog, SolveRow, failures
+from vars_ode.training.solve_log import SOLVE_FAILED, SolveLog, SolveRow, failures
 from vars_ode.training.validation import Validation
 
 PROBE_IMAGES = 32
@@ -175,7 +175,7 @@ class Training:
         self._checkpoints = checkpoints
         self.history: list[Epoch] = []
         self.solves: list[SolveRow] = []
-        self._done = 0  # updates
+        self._done = self._first = 0  # updates, in all and before this process began
         self._sums = {"loss": 0.0, "correct": 0.0, "updates": 0, "skipped": 0, "unreadable": 0, "seconds": 0.0}
 
     def _prepare(self) -> None:
@@ -217,6 +217,7 @@ class Training:
         try:
             with torch.random.fork_rng(devices):
                 self._resume()
+                self._first = self._done
                 self._model_mode()
                 stream = batches(self._images, self._looks(), self._workers, self._device.type == "cuda")
                 while self._done < self.updates:
@@ -271,10 +272,11 @@ class Training:
 
     @contextmanager
     def _settings_of(self, update: int) -> Iterator[None]:
-        """The solve of an update, counted; its failures are told once per epoch."""
+        """The solve of an update, counted; its failures are told once per epoch, other warnings at the first update."""
         with warnings.catch_warnings(), self._log.watching(), self._solve.at(update):
             if self.recipe.torchcompile is None:
-                warnings.simplefilter("ignore", solvers.SolverWarning)
+                repeated = "" if update > self._first else SOLVE_FAILED  # "" matches all
+                warnings.filterwarnings("ignore", repeated, solvers.SolverWarning)
             yield
 
     def _gradients(self, stream: Iterator[Batch], update: int) -> tuple[Tensor, Tensor, int]:

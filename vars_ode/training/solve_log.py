@@ -15,6 +15,7 @@ from vars_ode.measuring import evaluation_mode
 from vars_ode.models import layer_inputs, vars_layers
 
 _FAILURES = (Status.MAX_STEPS_REACHED, Status.STEP_SIZE_TOO_SMALL, Status.NONFINITE)
+SOLVE_FAILED = "|".join(f"{status.name}: " for status in _FAILURES)  # how the warnings of what is counted here begin
 
 
 class SolveRow(TypedDict):

@@ -9,6 +9,7 @@ from torch import Tensor
 from vars_ode.dictionaries.dictionary import (
     Dictionary,
     Reconstruction,
+    ScaledReadOut,
     Shape,
     TemplateReadOut,
     Templates,

@@ -251,9 +251,13 @@ def _dense(args: ReconstructionArgs) -> Tensor | None:
 
 
 def _slope(a: Tensor, args: ReconstructionArgs) -> Tensor:
-    """b - H a, where shapes allow it by one product with no further pass over memory."""
+    """b - H a, by one product where shapes allow it, with no further pass over memory.
+
+    Not where gradients are recorded: that of this product with respect to H takes a pass over a matrix more.
+    """
     matrix = _dense(args)
-    if matrix is None or a.ndim < 3 or not (matrix.shape[:-2] == a.shape[:-2] == args.drive.shape[:-2]):
+    fits = matrix is not None and a.ndim > 2 and matrix.shape[:-2] == a.shape[:-2] == args.drive.shape[:-2]
+    if torch.is_grad_enabled() or matrix is None or not fits:
         return args.drive - args.gram @ a
     flat = (part.flatten(0, -3) for part in (args.drive, matrix, a))
     return torch.baddbmm(*flat, alpha=-1).view(a.shape)

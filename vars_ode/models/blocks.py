@@ -8,6 +8,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from solvers.tracing import is_transformed
 from vars_ode.folding import fold_before, fold_behind
 from vars_ode.grids import Grid
 
@@ -59,6 +60,15 @@ class Downsample(nn.Module):
         return self.conv(x)
 
 
+class GELU(nn.Module):
+    """GELU, in place where no gradient is recorded: a new tensor costs more than the function itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed([x]):
+            return F.gelu(x)
+        return torch.ops.aten.gelu_(x)
+
+
 class ConvMlp(nn.Module):
     """1x1 convolution, 3x3 depthwise convolution, 1x1 convolution, each followed by BatchNorm; GELU between them."""
 
@@ -72,7 +82,7 @@ class ConvMlp(nn.Module):
         self.bn2: nn.Module = nn.BatchNorm2d(hidden)
         self.fc2 = nn.Conv2d(hidden, dim, 1)
         self.bn3: nn.Module = nn.BatchNorm2d(dim)
-        self.act = nn.GELU()
+        self.act = GELU()
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_cases import CASES as DATA_CASES
+from data_cases import WNIDS, class_tree
 from demo_cases import TINY
 from safetensors.torch import load_file
 from trees import image_folder
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 import solvers.catalogue
 import vars_ode
 from vars_ode.cli import app
+from vars_ode.evaluation import EvaluationSettings, run_evaluation
 from vars_ode.study.plan import read_plan
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +46,7 @@ COMMANDS = sorted(
 SMALLER = {  # options that make a command shorter
     "convergence": ["--images", "1"],
     "dial": ["--images", "8"],
+    "evaluate": ["--images", "2", "--queries", "3", "--draws", "1", "--workers", "0"],
     "train": ["--preset", "published", "--epochs", "1", "--batch-size", "4", "--holdout", "0.25", "--workers", "0"],
 }
 
@@ -86,6 +90,29 @@ def ready_to_train(arguments: list[str]) -> list[str]:
     return arguments if "--img-size" in arguments else [*arguments, "--img-size", "32"]
 
 
+def ready_to_evaluate(arguments: list[str]) -> None:
+    """A saved model, and the trees that the command names, of small pictures."""
+    given = {name: arguments[arguments.index(name) + 1] for name in arguments if name.startswith("--")}
+    classes = {"imagenet": 1000, "cifar10": 10}.get(given.get("--data", ""), 10)
+    channels = 3 if "--data" in given else 1
+    options = {"embed_dim": 16, "depth": 1, "in_chans": channels, "num_classes": classes}
+    vars_ode.save_pretrained(
+        vars_ode.ModelSpec("vit_nano_patch4_28", "vars-d", model_options=options).build(), arguments[1]
+    )
+    if "--data" in given:
+        names = WNIDS[:2] if classes == 1000 else WNIDS[:classes]
+        class_tree(Path(given["--data"], "val"), names, each=1)
+    for name, case in DATA_CASES.items():  # each benchmark's first case is called as it is
+        if f"--{name}" in given:
+            path = Path(given[f"--{name}"])
+            made = case.make(path)
+            assert made in (path, path.parent)
+    if "--baseline" in given:
+        trees = {"imagenet-c": given["--imagenet-c"]}
+        measured = EvaluationSettings(given["--data"], ("clean", "imagenet-c"), trees, images=2)
+        run_evaluation(arguments[1], measured, given["--baseline"])
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_exists(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program, *arguments = shlex.split(command)
@@ -101,6 +128,8 @@ def test_command_exists(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.chdir(tmp_path)
         if arguments[0] == "dial":  # a run of the demo, where the demo leaves it
             vars_ode.save_pretrained(TINY.build("vars-sd-coupling", seed=0), arguments[1])
+        if arguments[0] == "evaluate":
+            ready_to_evaluate(arguments)
         if arguments[0] == "train":
             arguments = ready_to_train(arguments)
         result = CliRunner().invoke(app, arguments + SMALLER.get(arguments[0], []))

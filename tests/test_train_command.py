@@ -17,14 +17,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from trees import image_folder
+from trees import image_folder, picture
 from typer.testing import CliRunner
 
 import vars_ode
 from vars_ode.cli import app
+from vars_ode.data import Preprocessing
 from vars_ode.models import vars_layers
 from vars_ode.training.checkpoints import damage_of
 from vars_ode.training.command import train
+from vars_ode.training.config import resolved
+from vars_ode.training.keyed import seeded
+from vars_ode.training.sources import training_transform
 
 NANO = {
     "model": "vit_nano_patch4_28",
@@ -75,6 +79,8 @@ def _child(given: dict[str, Any], out: Path, environment: dict[str, str]) -> Non
     os.setsid()
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(out.with_suffix(".log"), "a")  # noqa: SIM115
+    logging.basicConfig()
+    logging.getLogger("vars_ode").setLevel(logging.INFO)
     if limit := environment.get("FILE_LIMIT"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -151,7 +157,7 @@ def test_kills_at_random_times_change_no_bit(tree: Path, tmp_path: Path) -> None
         del record["seconds"], record["images_per_second"]
     assert one["epochs"] == other["epochs"]
     assert one["test"] == other["test"]
-    assert "going on after update" in (tmp_path / "killed.log").read_text() or kills == 20
+    assert "going on after update" in (tmp_path / "killed.log").read_text()
     kept = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
     assert kept == ["00000046", "00000048"]
 
@@ -233,6 +239,19 @@ def test_data_sets_of_timms_names(tree: Path, tmp_path: Path) -> None:
     train({**given, "data": "torch/image_folder", "data_dir": str(tree)}, tmp_path / "timm")
     train({**given, "data": str(tree)}, tmp_path / "folder")
     assert differing(tmp_path / "timm", tmp_path / "folder") == []
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_the_published_augmentation_bears_every_draw(mode: str) -> None:
+    config = resolved({"model": "rvt_tiny", "preset": "published"}, 0, 1)
+    size = (1 if mode == "L" else 3, 16, 16)
+    transform = training_transform(config, Preprocessing(size, (0.0,), (1.0,)))
+    picture_of_noise = picture(0, 0, 24, mode)
+    for draw in range(800):  # posterizing to no bits at all comes once in some hundred
+        with seeded("draw", draw):
+            image = transform(picture_of_noise)
+        assert image.shape == size
+        assert image.isfinite().all()
 
 
 def test_a_damaged_checkpoint_is_passed_over(tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

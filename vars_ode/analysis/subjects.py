@@ -78,10 +78,23 @@ def find_classifier(checkpoint: Path, source: str, count: int | None) -> Classif
     Raises:
         ValueError: a checkpoint or pictures that cannot be used.
     """
-    model = _load(checkpoint, None, None).eval()
+    name, model = load_model(checkpoint)
     preprocessing = Preprocessing.of(model)
     data = labelled_pictures(source, preprocessing, count)
-    return Classifier(_shown(model), preprocessing.normalized(model), data)
+    return Classifier(name, preprocessing.normalized(model), data)
+
+
+def load_model(checkpoint: Path) -> tuple[str, nn.Module]:
+    """A saved model in evaluation mode, and what it is called.
+
+    Args:
+        checkpoint: a folder or file that was saved, which tells its model.
+
+    Raises:
+        ValueError: it cannot be used; the message says why.
+    """
+    model = _load(checkpoint, None, None).eval()
+    return _shown(model), model
 
 
 def _load(checkpoint: Path, name: str | None, attention: str | None) -> nn.Module:

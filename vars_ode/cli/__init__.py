@@ -9,14 +9,15 @@ from vars_ode.cli.bench import bench
 from vars_ode.cli.convergence import convergence
 from vars_ode.cli.conversion import convert, models
 from vars_ode.cli.dial import dial
+from vars_ode.cli.evaluate import evaluate
 from vars_ode.cli.info import info
+from vars_ode.cli.report import report
 from vars_ode.cli.study import demo, study
 from vars_ode.cli.train import SeveralValues, train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (info, demo, study, convergence, dial, bench, convert, models):
-    app.command()(command)
-app.command(cls=SeveralValues)(train)
+for command in (info, demo, study, train, evaluate, report, dial, convergence, convert, models, bench):
+    app.command(cls=SeveralValues if command is train else None)(command)
 
 
 def _print_version(asked: bool) -> None:

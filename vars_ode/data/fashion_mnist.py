@@ -13,7 +13,10 @@ from torch.utils.data import TensorDataset
 
 import solvers
 
-__all__ = ["FASHION_MNIST_CLASSES", "fashion_mnist"]
+__all__ = ["EMBEDDED", "FASHION_MNIST_CLASSES", "fashion_mnist"]
+
+EMBEDDED = "fashion-mnist"
+"""The name of this data set where one is asked for by name."""
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset, Subset, TensorDataset
-from torchvision.datasets import ImageFolder
 
 import solvers
-from vars_ode.data.fashion_mnist import fashion_mnist
+from vars_ode.data.benchmarks import clean_set
+from vars_ode.data.evaluation_sets import spread
+from vars_ode.data.fashion_mnist import EMBEDDED, fashion_mnist
 from vars_ode.data.pictures import fitted
 from vars_ode.data.preprocessing import Preprocessing
-
-EMBEDDED = "fashion-mnist"
 
 
 def labelled_pictures(source: str, preprocessing: Preprocessing, count: int | None = None) -> Dataset[Any]:
@@ -38,19 +36,5 @@ def labelled_pictures(source: str, preprocessing: Preprocessing, count: int | No
         if count is not None and count > len(images):
             raise ValueError(f"there are {len(images)} embedded test images, got images={count}")
         return TensorDataset(fitted(images[:count], preprocessing.channels, preprocessing.size), labels[:count])
-    data = _folder(Path(source), preprocessing)
-    if count is None:
-        return data
-    if count > len(data):
-        raise ValueError(f"{source} holds {len(data)} images, got images={count}")
-    return Subset(data, [i * len(data) // count for i in range(count)])
-
-
-def _folder(path: Path, preprocessing: Preprocessing) -> ImageFolder:
-    if not path.is_dir():
-        raise ValueError(f"there is no folder {path}; give {EMBEDDED!r} or a folder with one subfolder per class")
-    try:
-        val = path / "val"
-        return ImageFolder(str(val if val.is_dir() else path), preprocessing.transform())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} has no subfolders of pictures, one per class: {error}") from error
+    data = clean_set(source, preprocessing).open()
+    return data if count is None else Subset(data, spread(len(data), count))

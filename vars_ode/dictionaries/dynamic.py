@@ -47,6 +47,7 @@ class DynamicTemplates(Templates):
         self.num_features = shape.num_features or 2 * shape.head_dim
         self.num_templates = self.num_features
         self.normalize_queries = shape.normalize_queries
+        self.orthogonal = orthogonal
         projection = gaussian_projection(shape.num_heads, shape.head_dim, self.num_features, orthogonal, device)
         self.register_buffer("projection", projection.to(dtype=dtype))
         self.projection: Tensor

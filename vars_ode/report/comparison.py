@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vars_ode.comparison import MEAN, Comparison, readable
+from vars_ode.evaluation import Evaluation, read_evaluation
 from vars_ode.files import write_atomically, write_csv
 from vars_ode.report import page
 from vars_ode.statistics import Spread
@@ -47,6 +48,46 @@ def write_comparison(comparison: Comparison, folder: Path, facts: Mapping[str, s
     target = folder / "report.html"
     write_atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
     return target
+
+
+def evaluated(runs: Sequence[str]) -> dict[str, list[Evaluation]]:
+    """Evaluations by name, each a seed, out of FOLDER or NAME=FOLDER.
+
+    Raises:
+        ValueError: a folder that holds no evaluation.
+    """
+    found: dict[str, list[Evaluation]] = {}
+    for run in runs:
+        name, equals, folder = run.rpartition("=")
+        evaluation = read_evaluation(folder if equals else run)
+        found.setdefault(name or str(evaluation.record["model"]["name"]), []).append(evaluation)
+    return found
+
+
+def facts_of(found: Mapping[str, Sequence[Evaluation]]) -> dict[str, str]:
+    """How evaluated models were measured, for the page."""
+    first = next(iter(found.values()))[0].record
+    facts = {"Data": str(first["shared"]["data"])}
+    for name, seeds in found.items():
+        facts[f"Solve of {name}"] = "; ".join(dict.fromkeys(str(e.record["model"]["solve"]) for e in seeds))
+        errors = [text for e in seeds for text in _corruption_errors(e)]
+        if errors:
+            facts[f"Corruption errors of {name}"] = "; ".join(errors)
+        warnings = [text for e in seeds for text in (e.summary.get("masking") or {}).get("warnings", [])]
+        if warnings:
+            facts[f"Warnings of {name}"] = " ".join(dict.fromkeys(warnings))
+    facts["Commands"] = "; ".join(str(e.record["command"]) for seeds in found.values() for e in seeds)
+    return facts
+
+
+def _corruption_errors(evaluation: Evaluation) -> list[str]:
+    """mCE by AlexNet's errors, where it is defined."""
+    return [
+        f"mCE {found['mce']:.1f} on {name}"
+        + (f", relative {found['relative_mce']:.1f}" if "relative_mce" in found else "")
+        for name, found in evaluation.summary["corruptions"].items()
+        if "mce" in found
+    ]
 
 
 def _accuracies(comparison: Comparison) -> str:

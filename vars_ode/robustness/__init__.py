@@ -12,11 +12,16 @@ own images and put the outcomes together, with the same result as one process:
     merged = [Outcome.merge(both) for both in zip(mine, theirs, strict=True)]
 """
 
+from vars_ode.robustness.attacks import Draws as Draws
 from vars_ode.robustness.attacks import fgsm as fgsm
 from vars_ode.robustness.attacks import pgd as pgd
+from vars_ode.robustness.autoattack import autoattack as autoattack
+from vars_ode.robustness.autoattack import require_autoattack as require_autoattack
 from vars_ode.robustness.corruptions import available as available
 from vars_ode.robustness.corruptions import corrupt as corrupt
+from vars_ode.robustness.corruptions import frost_with as frost_with
 from vars_ode.robustness.corruptions import register as register
+from vars_ode.robustness.corruptions import registered as registered
 from vars_ode.robustness.corruptions import strengths as strengths
 from vars_ode.robustness.evaluation import accuracy as accuracy
 from vars_ode.robustness.evaluation import evaluate as evaluate
@@ -28,3 +33,4 @@ from vars_ode.robustness.metrics import mean_corruption_error as mean_corruption
 from vars_ode.robustness.metrics import relative_mean_corruption_error as relative_mean_corruption_error
 from vars_ode.robustness.outcome import Outcome as Outcome
 from vars_ode.robustness.outcome import Row as Row
+from vars_ode.robustness.square import square as square

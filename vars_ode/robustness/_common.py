@@ -1,5 +1,6 @@
 """What corruptions, attacks and evaluation share: the checks at the boundary and the evaluation mode."""
 
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 
@@ -81,3 +82,14 @@ def did_you_mean(name: object, names: Mapping[str, str]) -> str:
     """The end of an error message that suggests what the nearest of the `names` stands for; empty if none is near."""
     nearest = get_close_matches(str(name), names, n=1)
     return f" Did you mean {names[nearest[0]]!r}?" if nearest else ""
+
+
+def check_attack(caller: str, eps: float, step_size: float = 1.0, **counts: float) -> None:
+    """Refuses a radius, a step size or numbers of steps that are none, with a ValueError."""
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"{caller} got eps={eps!r}; expected a radius >= 0 on the [0, 1] scale, such as 1/255.")
+    if not (math.isfinite(step_size) and step_size > 0):
+        raise ValueError(f"{caller} got step_size={step_size!r}; expected a positive length, such as eps / 2.")
+    for name, count in counts.items():
+        if count != int(count) or count < 1:
+            raise ValueError(f"{caller} got {name}={count!r}; expected an integer of at least 1.")

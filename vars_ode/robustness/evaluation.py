@@ -124,7 +124,7 @@ def outcomes(
     Args:
         model: as in `accuracy`, on images in [0, 1]; one that expects normalised images is wrapped in `nn.Sequential`.
         data: as in `accuracy`, with images in [0, 1]. An iterator that can be run through only once will not do.
-        conditions: of ``"clean"``, the names of corruptions and of attacks; None for all of these.
+        conditions: of ``"clean"``, the names of corruptions and of attacks; None for all of these but ImageNet-C's.
         severities: the severities at which each corruption is tried.
         attacks: ``{name: attack(model, images, labels) -> images}``; None for FGSM and PGD at their defaults, eps =
             1/255. Another eps is bound with `functools.partial`: ``{"fgsm": partial(fgsm, eps=8 / 255)}``. An attack
@@ -171,7 +171,7 @@ def _plan(
             f"evaluation got attacks named {clash}, as corruptions or clean images are; choose other names."
         )
     if conditions is None:
-        conditions = ("clean", *corruptions.available(), *attacks)
+        conditions = ("clean", *corruptions.available("small"), *corruptions.available(""), *attacks)
     return [planned for name in conditions for planned in _expand(name, severities, attacks, seed)]
 
 

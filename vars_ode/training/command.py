@@ -202,9 +202,9 @@ def build(config: TrainingConfig, sources: Sources) -> nn.Module:
     channels = config.in_chans or (1 if sources.embedded and config.init is None else None)
     own: dict[str, Any] = {"img_size": config.img_size, "in_chans": channels}
     own = {name: value for name, value in own.items() if value is not None}
-    classes = config.num_classes or sources.classes
-    if classes < sources.classes:
-        raise ValueError(f"the data have {sources.classes} classes, got num_classes={classes}")
+    classes = config.num_classes or len(sources.classes)
+    if classes < len(sources.classes):
+        raise ValueError(f"the data have {len(sources.classes)} classes, got num_classes={classes}")
     dropout = {"drop_rate": config.drop, "drop_path_rate": config.drop_path}
     extra = {**{name: value for name, value in dropout.items() if value}, **config.model_kwargs}
     if config.init is not None:
@@ -236,7 +236,7 @@ def _set_solver(model: nn.Module, config: TrainingConfig) -> None:
 
 
 def _record_preprocessing(model: nn.Module, config: TrainingConfig, sources: Sources) -> None:
-    """What the images went through, where a saved model keeps it."""
+    """What the images went through and how the classes are called, where a saved model keeps it."""
     found = Preprocessing.of(model)
     channels = found.input_size[0]
     changes: dict[str, Any] = {"mean": (0.0,) * channels, "std": (1.0,) * channels} if sources.embedded else {}
@@ -244,6 +244,9 @@ def _record_preprocessing(model: nn.Module, config: TrainingConfig, sources: Sou
         if getattr(config, name) is not None:
             changes[name] = getattr(config, name)
     replace(found, **changes).record_in(model)
+    if getattr(model, "num_classes", None) == len(sources.classes):
+        known: Any = model.pretrained_cfg
+        known["label_names"] = sources.classes  # as timm's models have them, for who reads predictions
 
 
 def _open(out: Path, config: TrainingConfig) -> None:

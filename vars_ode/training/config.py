@@ -266,7 +266,9 @@ def _names(cls: type) -> set[str]:
 
 
 def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 _TYPES: Mapping[str, tuple[type, ...]] = {

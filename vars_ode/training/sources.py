@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_dataset, create_transform
+from timm.data import auto_augment, create_dataset, create_transform
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import transforms
@@ -30,14 +30,14 @@ class Sources:
     Attributes:
         train, test: training images, and images that are measured once at the end; None where there are none.
         validation: images that choose the best epoch; None to hold some of the training's out.
-        classes: how many.
+        classes: their names, in the order of the labels.
         embedded: whether they are tensors in memory.
     """
 
     train: Any
     test: Any
     validation: Any
-    classes: int
+    classes: tuple[str, ...]
     embedded: bool = False
 
 
@@ -60,7 +60,7 @@ def open_sources(
         ValueError: no such folder or data set; the message says what was expected.
     """
     if data == EMBEDDED:
-        return Sources(fashion_mnist("train"), fashion_mnist("test"), None, len(FASHION_MNIST_CLASSES), embedded=True)
+        return Sources(fashion_mnist("train"), fashion_mnist("test"), None, FASHION_MNIST_CLASSES, embedded=True)
     if data.startswith(_TIMM):
         return _timm(data, data_dir, (train_split, val_split), download, in_chans)
     root = Path(data)
@@ -78,7 +78,7 @@ def open_sources(
             raise ValueError(f"{other.root} has not the classes of {train.root}: {', '.join(extra[:5])} in one alone")
     if test is None:
         validation, test = None, validation
-    return Sources(train, test, validation, len(train.classes))
+    return Sources(train, test, validation, tuple(train.classes))
 
 
 def _folder(path: Path) -> ImageFolder:
@@ -103,8 +103,8 @@ def _timm(name: str, root: str | None, splits: tuple[str, str], download: bool, 
         raise ValueError(
             f"{name} is read as a stream, and a training needs images by number; take a folder of pictures"
         )
-    classes = getattr(train, "classes", None)
-    return Sources(train, test, None, len(classes) if classes else 1 + max(int(label) for _, label in test))
+    classes = getattr(train, "classes", None) or range(1 + max(int(label) for _, label in test))
+    return Sources(train, test, None, tuple(map(str, classes)))
 
 
 def prepare(sources: Sources, config: TrainingConfig, preprocessing: Preprocessing) -> Prepared:
@@ -162,7 +162,20 @@ def training_transform(config: TrainingConfig, preprocessing: Preprocessing) -> 
         re_mode=config.remode,
         re_count=config.recount,
     )
+    _keep_a_bit(transform)
     return _Coloured(transform, "L" if grey else "RGB")
+
+
+def _keep_a_bit(transform: Any) -> None:
+    """timm's policies posterize to 0 bits where the magnitude is drawn high, which Pillow 12 refuses: 1 is kept."""
+    for step in getattr(transform, "transforms", ()):
+        for operation in getattr(step, "ops", ()):
+            if getattr(operation, "aug_fn", None) is auto_augment.posterize:
+                operation.aug_fn = _posterize
+
+
+def _posterize(image: Any, bits: int, **options: Any) -> Any:
+    return auto_augment.posterize(image, max(bits, 1), **options)
 
 
 def _evaluation(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:

@@ -38,10 +38,11 @@ pre { background: #f3f3f3; padding: .7em; overflow-x: auto; font-size: .85rem; w
 dt { font-weight: bold; margin-top: .7em; } dd { margin-left: 1.2em; }
 @media (max-width: 40rem) {
   body { font-size: 16px; }
-  table { font-size: .78rem; min-width: 100%; } th, td { white-space: normal; padding: .3em .25em; }
+  table { font-size: .72rem; min-width: 100%; } th, td { white-space: normal; padding: .3em .15em; }
   .wide, .wide tbody, .wide tr, .wide tbody th, .wide td { display: block; } .wide thead { display: none; }
   .wide tr { border-bottom: 2px solid #888; padding: .3em 0; } .wide tbody th { font-size: .88rem; }
-  .wide td { display: flex; justify-content: space-between; } .wide td::before { content: attr(data-label); color: #444; }
+  .wide td { display: flex; justify-content: space-between; }
+  .wide td::before { content: attr(data-label); color: #444; }
 }
 @media print { body { font-size: 10.5pt; max-width: none; padding: 0; } nav { display: none; }
   .scroll { overflow: visible; } tr { break-inside: avoid; } h2, h3 { break-after: avoid; } a { color: inherit; } }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,8 +34,11 @@ def accuracy_by_cost(results: Results) -> Plot:
     quantity = _cost_quantity([p for points in sweeps.values() for p in points])
     styles = line_styles(results.attentions)
     figure = new_figure(9, 0.8 + 3.4 * len(sweeps))
-    figure.get_layout_engine().set(h_pad=0.12)  # type: ignore[union-attr]  # labels of one row beside titles of the next
+    layout: Any = figure.get_layout_engine()
+    layout.set(h_pad=0.12)  # inches: labels of one row are not to touch the titles of the next
     grid = figure.subplots(len(sweeps), 2, squeeze=False, sharex=True, sharey="col")
+    if costs := [_cost(p, quantity) for points in sweeps.values() for p in points if p.stable]:
+        log_cost_axis(grid[0, 0], costs)
     panels = []
     for row, (name, points) in zip(grid, sweeps.items(), strict=True):
         columns = {"clean": [CLEAN], "corrupted": results.sweep_conditions(name)}
@@ -42,9 +46,12 @@ def accuracy_by_cost(results: Results) -> Plot:
             here = [p for p in points if p.column == column and p.stable]
             lines = _cost_panel(axes, here, quantity, styles[name], results.spread(BASELINE, conditions))
             title_of_panel = literal(f"{name}: {_panel_name(column, conditions)}")
-            tidy(axes, _COST_LABELS[quantity] if row is grid[-1] else "", "accuracy (%)", title_of_panel)
+            last = axes.get_subplotspec().is_last_row()
+            tidy(axes, _COST_LABELS[quantity] if last else "", "accuracy (%)", title_of_panel)
             panels.append((axes, here, lines))
-    _limit_axes(grid, [_cost(p, quantity) for points in sweeps.values() for p in points if p.stable])
+    for axes in grid[0]:  # room for labels, but no accuracy below 0 or above 100 %
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0.0), min(high, 100.0))
     for axes, _, lines in panels:
         _name_baseline(axes, lines)
     figure.canvas.draw()  # the layout has to be final before labels can avoid each other
@@ -69,15 +76,6 @@ def _cost(point: SolverPoint, quantity: str) -> float:
     """The cost, for a logarithmic axis; 1 where it is zero or unknown."""
     cost = float(getattr(point, quantity))
     return cost if cost > 0 else 1.0
-
-
-def _limit_axes(grid: np.ndarray, costs: Sequence[float]) -> None:
-    """The axes that panels share: all costs, and accuracies with room for labels but none below 0 or above 100 %."""
-    if costs:
-        log_cost_axis(grid[0, 0], costs)
-    for axes in grid[0]:
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, 0.0), min(high, 100.0))
 
 
 def _name_baseline(axes: Axes, lines: Sequence[float]) -> None:

@@ -33,47 +33,35 @@ def energy_and_residual(results: Results) -> Plot:
     }
     reading = (
         "First the residual, the largest entry of the vector field: zero at the equilibrium. Where it is still high at "
-        "the end of a line, the solver stopped before the equilibrium. Below, for the attentions that have one, the "
+        "the end of a line, the solver stopped before the equilibrium. Then, for the attentions that have one, the "
         "energy E(a) = 1/2|V - Phi a|^2 + lam|a|_1: its distance to the lowest value that the layer reaches within the "
         "time shown, so that lines fall and end where that value is reached. Both are averaged over images and heads, "
         "on logarithmic axes that panels share. " + " ".join(_findings(n, t) for n, (_, t) in traces.items())
     )
-    if not traces:
+    residuals = {name: line for name, (_, trace) in traces.items() if (line := _series(trace, "residual")) is not None}
+    energies = {name: line for name, (_, trace) in traces.items() if (line := _series(trace, "energy")) is not None}
+    panels = [("residual", name, line) for name, line in residuals.items()]
+    panels += [("energy", name, line - line.min(axis=1, keepdims=True)) for name, line in energies.items()]
+    if not panels:
         return Plot("energy_and_residual", title, reading, missing="No run stored a trace of its solve.")
-    kinds = {
-        "residual": {
-            name: line for name, (_, trace) in traces.items() if (line := _series(trace, "residual")) is not None
-        },
-        "energy": {name: line for name, (_, trace) in traces.items() if (line := _series(trace, "energy")) is not None},
-    }
-    rows = {key: math.ceil(len(lines) / 2) for key, lines in kinds.items()}
-    figure = new_figure(8, 0.6 + 2.9 * max(1, sum(rows.values())))
-    grid = figure.subplots(max(1, sum(rows.values())), 2, squeeze=False)
-    _panels(grid[: rows["residual"]], kinds["residual"], traces, "residual, max |da/dt|", "residual")
-    distances = {name: line - line.min(axis=1, keepdims=True) for name, line in kinds["energy"].items()}
-    _panels(grid[rows["residual"] :], distances, traces, "E(a) - lowest E(a)", "energy")
+    rows = math.ceil(len(panels) / 2)
+    figure = new_figure(8, 0.6 + 2.9 * rows)
+    grid = figure.subplots(rows, 2, squeeze=False, sharex=True)
+    first: dict[str, Axes] = {}
+    for axes, (key, name, values) in zip(grid.flat, panels, strict=False):
+        axes.set_yscale("log")
+        axes.sharey(first.setdefault(key, axes))
+        seed, trace = traces[name]
+        _layer_lines(axes, trace["times"], np.where(values > 0, values, np.nan))
+        label = "residual, max |da/dt|" if key == "residual" else "E(a) - lowest E(a)"
+        tidy(axes, "solver time t", label, f"{literal(name)} (seed {seed}): {key}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.tick_params(labelbottom=True)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False, fontsize=10, handlelength=3)
     return Plot("energy_and_residual", title, reading, figure)
-
-
-def _panels(
-    grid: np.ndarray,
-    lines: dict[str, np.ndarray],
-    traces: dict[str, tuple[int, Trace]],
-    label: str,
-    key: str,
-) -> None:
-    """One panel per attention, on the same logarithmic axes; those of the grid that are left over are removed."""
-    for axes, (name, values) in zip(grid.flat, lines.items(), strict=False):
-        seed, trace = traces[name]
-        axes.set_yscale("log")
-        axes.sharey(grid[0, 0])
-        _layer_lines(axes, trace["times"], np.where(values > 0, values, np.nan))
-        tidy(axes, "solver time t", label, f"{literal(name)} (seed {seed}): {key}")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in grid.flat[len(lines) :]:
-        axes.remove()
 
 
 def _series(trace: Trace, key: str) -> np.ndarray | None:
@@ -169,18 +157,18 @@ def _maps(name: str, trace: Trace, baseline: Trace | None) -> Plot:
     pictures = [
         [_relative(picture) for picture in (*maps[chosen], *([other] if beside else []))] for *_, maps, other in rows
     ]
-    high = _highest([picture for row in pictures for picture in row if picture is not None])
+    low, high = _scale([picture for row in pictures for picture in row if picture is not None])
     for panels, (label, image, *_), row in zip(grid, rows, pictures, strict=True):
         _picture(panels[0], image, "gray", 0.0, 1.0)
         for axes, picture in zip(panels[1:], row, strict=True):
             if picture is None:
                 axes.set_axis_off()
             else:
-                _picture(axes, picture, "viridis", 0.0, high)
+                _picture(axes, picture, "viridis", low, high)
         panels[0].set_ylabel(literal(label.replace(" ", "\n", 1)), fontsize=SMALL)
     for axes, heading in zip(grid[0], headings, strict=True):
         axes.set_title(literal(heading), fontsize=10)
-    figure.colorbar(ScalarMappable(Normalize(0, high), "viridis"), cax=bar)
+    figure.colorbar(ScalarMappable(Normalize(low, high), "viridis"), cax=bar)
     bar.tick_params(labelsize=SMALL)
     bar.set_ylabel("attention received / mean of the map", fontsize=SMALL)
     slug = re.sub(r"[^A-Za-z0-9-]+", "_", name) or "attention"
@@ -196,11 +184,14 @@ def _relative(picture: np.ndarray | None) -> np.ndarray | None:
     return picture / mean if mean > 0 else np.zeros_like(picture)
 
 
-def _highest(pictures: Sequence[np.ndarray]) -> float:
-    """The end of the scale: 99 % of all squares are below it, the others share its colour."""
+def _scale(pictures: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The ends of the scale: but for one square in a hundred at each, which share its colour, all are between them."""
     values = np.concatenate([np.ravel(picture) for picture in pictures])
     finite = values[np.isfinite(values)]
-    return max(1.5, float(np.quantile(finite, 0.99))) if finite.size else 1.5
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = np.quantile(finite, (0.01, 0.99))
+    return float(low), max(float(high), float(low) + 0.1)
 
 
 def _map_grid(rows: int, columns: int) -> tuple[Figure, np.ndarray, Axes]:

@@ -19,7 +19,7 @@ from vars_ode.fields import why_no_energy
 from vars_ode.layer import ReconstructionLayer
 from vars_ode.measuring import evaluation_mode
 from vars_ode.models import layer_inputs, parse_solves, vars_layers, with_solver
-from vars_ode.study.plan import EXACT, Plan
+from vars_ode.study.plan import EXACT, PGD_STEP, PGD_STEPS, Plan
 
 BATCH_SIZE = 125
 PROBE_IMAGES = 50  # for evaluations and times, which differ little between images
@@ -41,7 +41,7 @@ def attacks(plan: Plan) -> dict[str, Any]:
     eps = plan.eps
     known = {
         "fgsm": partial(robustness.fgsm, eps=eps),
-        "pgd": partial(robustness.pgd, eps=eps, step_size=eps / 4, num_steps=5),
+        "pgd": partial(robustness.pgd, eps=eps, step_size=PGD_STEP * eps, num_steps=PGD_STEPS),
     }
     return {name: known[name] for name in plan.attacks}
 

@@ -320,6 +320,11 @@ def _run(entry: dict[str, Any]) -> Run:
     parameters = entry.get("parameters")
     seconds = number(entry.get("train_seconds"))
     warnings = tuple(map(str, entry.get("warnings") or ()))
-    solves = tuple(dict(row) for row in entry.get("solves") or ())
+    solves = tuple(_solve_row(row) for row in entry.get("solves") or ())
     key = str(entry["attention"]), int(entry["seed"]), entry.get("solver")
     return Run(*key, parameters, seconds, history, warnings, solves)
+
+
+def _solve_row(row: dict[str, Any]) -> dict[str, Any]:
+    keys = "epoch", "solves", "steps", "failures", "residual", "active"
+    return {"layer": str(row["layer"]), **{key: number(row[key]) for key in keys}}

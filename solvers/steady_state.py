@@ -54,7 +54,7 @@ class SteadyState:
 
     def reached(self, residual: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Whether a sample is steady, given its max-norm residual and size, all (batch,) on the host."""
-        return np.asarray(residual <= self.atol + self.rtol * np.where(np.isfinite(size), size, np.nan))
+        return np.asarray(residual <= self.atol + self.rtol * np.where(np.isfinite(size), size, np.nan).astype(float))
 
     def in_motion(self, residual: Tensor, size: Tensor) -> Tensor:
         """Whether a sample is neither steady nor broken, given its max-norm residual and size, all (batch,)."""

@@ -11,7 +11,15 @@ from outcomes import drawn, outcome
 from torch import Tensor, nn
 
 import solvers
-from vars_ode import Dynamic, PerformerAttention, Softmax, StaticDynamic, VARSAttention, VARSConvAttention
+from vars_ode import (
+    Dynamic,
+    PerformerAttention,
+    Softmax,
+    StaticDynamic,
+    VARSAttention,
+    VARSConvAttention,
+    VARSRotaryAttention,
+)
 
 FLOATS = st.sampled_from([torch.float32] * 4 + [torch.float64, torch.float16, torch.bfloat16])
 SHORT = {"max_steps": 30}  # enough for an equilibrium with a ridge, and for a warning without
@@ -77,7 +85,14 @@ DICTIONARIES = [
 ]
 _OF_TEMPLATES = ("num_features", "normalize_queries", "learned")  # which the softmax dictionary has no use for
 SCALES = st.sampled_from([1.0] * 5 + [0.0, 1e-30, 1e-3, 100.0, 1e4, 1e20, 1e30, 3e38])
-KINDS = ["attention"] * 6 + ["convolutional", "performer"]
+KINDS = ["attention"] * 8 + ["rotary", "convolutional", "performer"]
+AUTOCAST = st.sampled_from([None] * 5 + [torch.bfloat16, torch.float16])  # meant for weights in float32
+CLASSES: dict[str, Any] = {
+    "attention": VARSAttention,
+    "rotary": VARSRotaryAttention,
+    "convolutional": VARSConvAttention,
+    "performer": PerformerAttention,
+}
 CALLS = ["forward", "forward", "backward", "backward", "solve", "steps", "limit", "map", "energy", "residual"]
 
 
@@ -105,7 +120,11 @@ def layers(draw: Any) -> tuple[str, dict[str, Any]]:
     if options["dictionary"] in ("softmax", Softmax()) and draw(st.integers(0, 9)):
         options = {name: value for name, value in options.items() if name not in _OF_TEMPLATES}
     if draw(st.integers(0, 5)) == 0:
-        options |= {"qk_norm": draw(st.booleans()), "scale_norm": draw(st.booleans()), "norm_layer": nn.LayerNorm}
+        options |= (
+            {"scale_norm": False, "norm_layer": nn.LayerNorm}
+            if kind == "rotary"
+            else {"qk_norm": draw(st.booleans()), "scale_norm": draw(st.booleans()), "norm_layer": nn.LayerNorm}
+        )
     if draw(st.integers(0, 8)) == 0:
         options["attn_head_dim"] = draw(st.sampled_from([1, 5, 0, None]))
     return kind, {"dim": dim, **options}
@@ -161,14 +180,15 @@ def calls(draw: Any) -> dict[str, Any]:
         "mask": draw(masks()),
         "call": draw(st.sampled_from(CALLS)),
         "training": draw(st.booleans()),
+        "autocast": draw(AUTOCAST) if dtype == torch.float32 else None,
+        "gradients": draw(st.booleans()),
         "grid": draw(st.sampled_from([None] * 30 + [(2, 2), (1, 5), (0, 4), "2x2"])),
     }
 
 
 def make(call: dict[str, Any]) -> nn.Module:
     torch.manual_seed(call["seed"])
-    kinds = {"attention": VARSAttention, "convolutional": VARSConvAttention, "performer": PerformerAttention}
-    layer: nn.Module = kinds[call["kind"]](**call["options"]).to(call["dtype"]).train(call["training"])
+    layer: nn.Module = CLASSES[call["kind"]](**call["options"]).to(call["dtype"]).train(call["training"])
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.mul_(call["weights"])
@@ -189,6 +209,15 @@ def tokens_of(call: dict[str, Any]) -> Any:
 
 def run(call: dict[str, Any]) -> list[Tensor]:
     """The tensors that a call gives, the last of them the output where there is one."""
+    recorded = call["gradients"] or call["call"] == "backward"
+    with (
+        torch.set_grad_enabled(recorded),
+        torch.autocast("cpu", call["autocast"], enabled=call["autocast"] is not None),
+    ):
+        return _run(call)
+
+
+def _run(call: dict[str, Any]) -> list[Tensor]:
     layer, x = make(call), tokens_of(call)
     kind, seed = call["mask"]
     context: dict[str, Any] = {}
@@ -197,7 +226,7 @@ def run(call: dict[str, Any]) -> list[Tensor]:
     context |= {"is_causal": True} if kind == "causal" else {}
     if call["kind"] != "performer":
         context |= {} if call["grid"] is None else {"grid": call["grid"]}
-    what = call["call"] if call["kind"] == "attention" or call["call"] == "backward" else "forward"
+    what = call["call"] if call["kind"] in ("attention", "rotary") or call["call"] == "backward" else "forward"
     if what == "forward":
         return [layer(x, **context)]
     if what == "limit":
@@ -219,7 +248,7 @@ def check(call: dict[str, Any], results: list[Tensor], warned: bool) -> None:
         assert warned or result.isfinite().all(), f"silent: {result}"
     if call["call"] in ("forward", "backward", "limit"):
         assert results[-1].shape == call["shape"]
-        assert results[-1].dtype == call["dtype"]
+        assert call["autocast"] or results[-1].dtype == call["dtype"]
 
 
 @drawn(250)
@@ -228,6 +257,37 @@ def test_hostile_calls(call: dict[str, Any]) -> None:
     results, warned, refusal = outcome(lambda: run(call))
     if refusal is None:
         check(call, results, warned)
+
+
+@pytest.mark.parametrize("kind", ["attention", "performer", "rotary"])
+def test_what_is_no_tokens_is_refused(kind: str) -> None:
+    layers = {
+        "attention": VARSAttention(8, 2),
+        "performer": PerformerAttention(8, 2),
+        "rotary": VARSRotaryAttention(8, 2),
+    }
+    layer = layers[kind]
+    for x, message in (
+        ([[1.0]], "expected tokens as a tensor .* got list"),
+        (torch.ones(2, 3, 9), r"expected floating point tokens \(batch, tokens, 8\)"),
+        (torch.ones(2, 0, 8), "at least one token"),
+        (torch.ones(2, 3, 8).double(), "tokens are torch.float64 and the weights of the layer torch.float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.ones(2, 3, 8).bfloat16()).isfinite().all()
+
+
+def test_an_energy_beyond_its_type_is_warned_of() -> None:
+    with pytest.warns(solvers.SolverWarning, match=r"an energy or residual along the solve outgrew torch\.float32"):
+        VARSAttention(8, 2).energy(1e25 * torch.randn(2, 5, 8))
+
+
+@pytest.mark.parametrize("solver", [name for name in solvers.available() if name != "exponential_euler"])
+def test_no_images_are_no_problem(solver: str) -> None:
+    with torch.no_grad():
+        assert VARSAttention(8, 2, solver=solver)(torch.ones(0, 5, 8)).shape == (0, 5, 8)
 
 
 def test_the_judge_tells_what_is_raw() -> None:

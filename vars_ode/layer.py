@@ -322,7 +322,7 @@ def shared_copy(module: M) -> M:
 
 def check_tokens(x: Tensor, dim: int, weight: Tensor | None = None) -> None:
     """A ValueError unless `x` is floating point tokens (batch, tokens, dim), at least one of them, in the type of the
-    projection's `weight`; autocast brings them together."""
+    projection's `weight`; autocast brings them together, but for float64, which it leaves alone."""
     if not isinstance(x, Tensor):
         raise ValueError(f"expected tokens as a tensor (batch, tokens, {dim}), got {type(x).__name__}")
     if x.ndim != 3 or x.shape[-1] != dim or x.shape[1] == 0 or not x.is_floating_point():
@@ -332,7 +332,7 @@ def check_tokens(x: Tensor, dim: int, weight: Tensor | None = None) -> None:
         )
     if not isinstance(weight, Tensor) or x.dtype == weight.dtype or not weight.is_floating_point():
         return
-    if not torch.is_autocast_enabled(x.device.type):
+    if not torch.is_autocast_enabled(x.device.type) or torch.float64 in (x.dtype, weight.dtype):
         raise ValueError(
             f"tokens are {x.dtype} and the weights of the layer {weight.dtype}: cast one of them, such as "
             f"x.to({weight.dtype}), or call the layer under torch.autocast"

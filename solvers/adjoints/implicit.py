@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers.adjoints.adjoint import Adjoint, seeks_equilibrium
-from solvers.checks import positive_int, positive_number
+from solvers.checks import positive_int, positive_number, rate_of_state
 from solvers.krylov import gmres
 from solvers.solution import Solution, SolverError, SolverWarning, Status
 from solvers.solver import Loop
@@ -64,7 +64,7 @@ class Implicit(Adjoint):
         field, end = loop.problem.field, loop.problem.t1 if math.isfinite(loop.problem.t1) else loop.problem.t0
         t = torch.tensor(end, dtype=y0.dtype, device=y0.device)
         equilibrium = solution.y1.detach()  # without any step it is y0 itself, with what is upstream of that
-        rate = field(t, equilibrium, args)  # its graph leads to all that the field reads
+        rate = rate_of_state(field(t, equilibrium, args), equilibrium)  # its graph leads to all that the field reads
         if not (rate.requires_grad or y0.requires_grad):
             return solution
         warn_of_motion(solution)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import given
 from outcomes import drawn, outcome
@@ -99,7 +100,7 @@ OPTIONS = {
     "rho": st.sampled_from([1.0, 1e-3, 1e6]),
     "relaxation": st.sampled_from([1.8, 1.0, 0.1]),
     "method": st.sampled_from(["LSODA", "RK23", "RK45", "DOP853", "Radau", "BDF"]),
-    "backend": st.sampled_from([None, "torchode", "torchdiffeq"]),
+    "backend": st.sampled_from([None, "native", "torchode", "torchdiffeq"]),
 }
 REFUSED: dict[str, list[Any]] = {  # arguments that state no problem
     "field": list(NO_FIELDS),
@@ -222,6 +223,31 @@ def check(problem: dict[str, Any], solution: Solution, warned: bool) -> None:
         assert solution.y1[~success].isnan().all()
     elif not success.all():
         assert warned, f"silent: {solution}"
+
+
+def test_an_interval_too_short_for_the_type_has_a_residual() -> None:
+    solution = solvers.solve(_Relaxing(), torch.zeros(2, 0), 1e-166, solvers.Heun(num_steps=1), 0.5)
+    assert (solution.stats["residual"] == 0).all()
+
+
+@pytest.mark.parametrize("growth", ["x", True, None])
+def test_the_growth_of_anderson_is_a_number(growth: Any) -> None:
+    with pytest.raises(ValueError, match="growth must be at least 1"):
+        solvers.Anderson(growth=growth)
+
+
+@pytest.mark.parametrize("adjoint", ["implicit", "truncated"])
+def test_what_a_field_returns_is_checked_where_the_loop_asks_it_for_nothing(adjoint: str) -> None:
+    y0 = torch.zeros(0, 2, requires_grad=True)
+    with pytest.raises(ValueError, match="the field must return a tensor of y's shape"):
+        solvers.solve(NO_FIELDS["a tuple"], y0, solver="fixed_point", adjoint=adjoint)
+
+
+def test_a_gradient_that_an_adjoint_has_not_is_one_of_our_errors() -> None:
+    y0 = torch.ones(2, requires_grad=True)
+    solution = solvers.solve(_Relaxing(), y0, solver="nesterov", args=0.5, adjoint="implicit", save_at="steps")
+    with pytest.raises(solvers.SolverError, match="differentiates the equilibrium `y1` alone"):
+        solution.ys.sum().backward()
 
 
 @drawn(350)

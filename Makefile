@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1  # two busy processes of two threads each are many times slower than of one
 
-.PHONY: help demo test lint docs notebooks format clean
+.PHONY: help demo test lint docs screenshots notebooks format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ lint: $(VENV)/.ready  ## check style and types
 docs: $(VENV)/.docs-ready  ## build the documentation site in docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+screenshots: docs  ## render report, convergence page and documentation at desktop and phone width, where chromium is installed (options: make screenshots ARGS=runs/demo/report.html)
+	$(BIN)/python docs/screenshots.py $(ARGS)
 
 notebooks: $(VENV)/.ready  ## run the notebooks in examples/ and keep their outputs (options: make notebooks ARGS=quickstart)
 	$(BIN)/python examples/execute.py $(ARGS)

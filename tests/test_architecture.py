@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"solvers"}),
     frozenset({"fields", "grams", "rates", "masks", "fourier", "grids"})
-    | frozenset({"plotting", "measuring", "files", "environment", "configured", "weight_decay", "statistics"}),
+    | frozenset(
+        {"plotting", "measuring", "files", "environment", "configured", "weight_decay", "folding", "statistics"}
+    ),
     frozenset({"dictionaries"}),
     frozenset({"layer"}),
     frozenset({"learned"}),

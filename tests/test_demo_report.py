@@ -331,7 +331,7 @@ def test_only_one_variant_one_seed_and_no_traces(tmp_path: Path) -> None:
     assert "There is no softmax run" in text
     assert "One seed only for vars-d" in text
     assert "vars-d: no trace of the solve was stored." in text
-    assert "Energy and residual along the solve: not drawn. No run stored a trace of its solve." in text
+    assert "Residual and energy along the solve: not drawn. No run stored a trace of its solve." in text
 
 
 @pytest.mark.usefixtures("no_plots")

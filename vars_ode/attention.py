@@ -237,7 +237,7 @@ class VARSAttention(ReconstructionLayer):
         check_tokens(x, self.dim, self.qkv.weight)
         parts = 2 if self.dictionary.tied else 3
         projected = self.qkv(x).reshape(x.shape[0], x.shape[1], parts, self.num_heads, self.head_dim)
-        projected = projected.permute(2, 0, 3, 1, 4)
+        projected = projected.permute(2, 0, 3, 1, 4).contiguous()  # which each product would do by itself
         q = self.q_norm(projected[0])
         return q, q if self.dictionary.tied else self.k_norm(projected[1]), projected[parts - 1]
 

@@ -14,6 +14,7 @@ from vars_ode import fourier, grids
 from vars_ode.configured import configured
 from vars_ode.dictionaries import ReadOut
 from vars_ode.fields import DYNAMICS, ReconstructionArgs
+from vars_ode.folding import fold_before
 from vars_ode.fourier import to_maps, to_spectrum
 from vars_ode.grids import Grid, known_number
 from vars_ode.layer import ReconstructionLayer, check_tokens, refuse_unsupported, warn_of_nonfinite
@@ -187,7 +188,7 @@ class VARSConvAttention(ReconstructionLayer):
         self.v = nn.Linear(dim, dim, bias=bias if qkv_bias is None else qkv_bias, **factory)
         self.kernel = nn.Parameter(torch.empty(dim, num_filters, *half, **factory))
         self.output_kernel = nn.Parameter(torch.empty(dim, *half, **factory))
-        self.norm = nn.BatchNorm2d(dim, **factory)
+        self.norm: nn.Module = nn.BatchNorm2d(dim, **factory)
         self.proj = nn.Linear(dim, dim, bias=bias if proj_bias is None else proj_bias, **factory)
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_parameters()
@@ -259,6 +260,10 @@ class VARSConvAttention(ReconstructionLayer):
         output = self.proj(tokens)
         warn_of_nonfinite(self, x, output, solution)
         return self.proj_drop(output)
+
+    def fold_norms(self) -> None:
+        """Fold the BatchNorm of evaluation mode into the projection behind it, in place: for deployment."""
+        self.norm = fold_before(self.norm, self.proj)
 
     def _project(self, x: Tensor) -> tuple[Tensor]:
         check_tokens(x, self.v.in_features, self.v.weight)

@@ -27,6 +27,7 @@ table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabu
 .caption + .scroll { margin-top: 0; }
 th, td { padding: .3em .55em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, .text { text-align: left; }
+.long td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal; }
 tbody tr:nth-child(even) { background: #f7f7f7; }
 tbody th { font-weight: 600; }
@@ -35,6 +36,14 @@ figure img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 figcaption { font-size: .92rem; color: #333; margin-top: .5em; }
 pre { background: #f3f3f3; padding: .7em; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; }
 dt { font-weight: bold; margin-top: .7em; } dd { margin-left: 1.2em; }
+@media (max-width: 40rem) {
+  body { font-size: 16px; }
+  table { font-size: .72rem; min-width: 100%; } th, td { white-space: normal; padding: .3em .15em; }
+  .wide, .wide tbody, .wide tr, .wide tbody th, .wide td { display: block; } .wide thead { display: none; }
+  .wide tr { border-bottom: 2px solid #888; padding: .3em 0; } .wide tbody th { font-size: .88rem; }
+  .wide td { display: flex; justify-content: space-between; }
+  .wide td::before { content: attr(data-label); color: #444; }
+}
 @media print { body { font-size: 10.5pt; max-width: none; padding: 0; } nav { display: none; }
   .scroll { overflow: visible; } tr { break-inside: avoid; } h2, h3 { break-after: avoid; } a { color: inherit; } }
 """
@@ -49,20 +58,37 @@ def bullets(texts: Iterable[str]) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", texts: int = 1) -> str:
-    """A table that scrolls sideways on a narrow screen; its first `texts` columns are words, the others numbers."""
+COLUMNS_OF_A_PHONE = 6  # of numbers with a deviation; with more a row becomes a block, one value below the other
+
+
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", texts: int = 1, long: bool = False
+) -> str:
+    """A table that fits a narrow screen: cells wrap, and the rows of a wide one become blocks.
+
+    Args:
+        headings: of the columns.
+        rows: cells as text.
+        caption: above the table.
+        texts: so many columns, the first ones, are words, the others numbers.
+        long: the cells after the first hold texts that may be longer than a line.
+    """
     kinds = [' class="text"' if i < texts else "" for i in range(len(headings))]
     head = "".join(f'<th scope="col"{k}>{escape(heading)}</th>' for k, heading in zip(kinds, headings, strict=True))
-    body = "".join(f"<tr>{_cells(row, texts)}</tr>\n" for row in rows)
+    body = "".join(f"<tr>{_cells(row, headings, texts)}</tr>\n" for row in rows)
+    names = [name for name, given in (("long", long), ("wide", len(headings) > COLUMNS_OF_A_PHONE)) if given]
+    kind = f' class="{" ".join(names)}"' if names else ""
     title = paragraph(caption, "caption") if caption else ""  # outside, so that it does not scroll with the table
-    return f'{title}<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    return (
+        f'{title}<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    )
 
 
-def _cells(row: Sequence[str], texts: int) -> str:
+def _cells(row: Sequence[str], headings: Sequence[str], texts: int) -> str:
     cells = [f'<th scope="row">{escape(row[0])}</th>']
     for i, cell in enumerate(row[1:], start=1):
         kind = ' class="text"' if i < texts else ""
-        cells.append(f"<td{kind}>{escape(cell)}</td>")
+        cells.append(f'<td{kind} data-label="{escape(headings[i])}">{escape(cell)}</td>')
     return "".join(cells)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,8 +33,12 @@ def accuracy_by_cost(results: Results) -> Plot:
         )
     quantity = _cost_quantity([p for points in sweeps.values() for p in points])
     styles = line_styles(results.attentions)
-    figure = new_figure(9, 0.5 + 3.3 * len(sweeps))
-    grid = figure.subplots(len(sweeps), 2, squeeze=False, sharey="col")
+    figure = new_figure(9, 0.8 + 3.4 * len(sweeps))
+    layout: Any = figure.get_layout_engine()
+    layout.set(h_pad=0.12)  # inches: labels of one row are not to touch the titles of the next
+    grid = figure.subplots(len(sweeps), 2, squeeze=False, sharex=True, sharey="col")
+    if costs := [_cost(p, quantity) for points in sweeps.values() for p in points if p.stable]:
+        log_cost_axis(grid[0, 0], costs)
     panels = []
     for row, (name, points) in zip(grid, sweeps.items(), strict=True):
         columns = {"clean": [CLEAN], "corrupted": results.sweep_conditions(name)}
@@ -41,8 +46,14 @@ def accuracy_by_cost(results: Results) -> Plot:
             here = [p for p in points if p.column == column and p.stable]
             lines = _cost_panel(axes, here, quantity, styles[name], results.spread(BASELINE, conditions))
             title_of_panel = literal(f"{name}: {_panel_name(column, conditions)}")
-            tidy(axes, _COST_LABELS[quantity], "accuracy (%)", title_of_panel)
+            last = axes.get_subplotspec().is_last_row()
+            tidy(axes, _COST_LABELS[quantity] if last else "", "accuracy (%)", title_of_panel)
             panels.append((axes, here, lines))
+    for axes in grid[0]:  # room for labels, but no accuracy below 0 or above 100 %
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0.0), min(high, 100.0))
+    for axes, _, lines in panels:
+        _name_baseline(axes, lines)
     figure.canvas.draw()  # the layout has to be final before labels can avoid each other
     figure.set_layout_engine("none")
     for axes, here, lines in panels:
@@ -65,6 +76,20 @@ def _cost(point: SolverPoint, quantity: str) -> float:
     """The cost, for a logarithmic axis; 1 where it is zero or unknown."""
     cost = float(getattr(point, quantity))
     return cost if cost > 0 else 1.0
+
+
+def _name_baseline(axes: Axes, lines: Sequence[float]) -> None:
+    """Say what the dashed line is, in the corner that the margin keeps free of points: on it markers would lie."""
+    for height in lines:
+        bottom = axes.get_ylim()[0] > 0
+        axes.text(
+            0.02,
+            0.02 if bottom else 0.98,
+            f"dashed: {BASELINE} {height:.1f} %",
+            transform=axes.transAxes,
+            fontsize=SMALL,
+            va="bottom" if bottom else "top",
+        )
 
 
 def _panel_name(column: str, conditions: Sequence[Condition]) -> str:
@@ -102,12 +127,9 @@ def _cost_panel(
             mec=style.colour,
             capsize=3,
         )
-    log_cost_axis(axes, costs)
     axes.margins(y=0.25)
     if not baseline.count:
         return []
     axes.axhspan(100 * baseline.low, 100 * baseline.high, color="#000000", alpha=0.12, lw=0)
     axes.axhline(100 * baseline.mean, color="#000000", ls="--", lw=1.1)
-    # in the corner, where the margin keeps points away: at the line it would lie on markers
-    axes.text(0.02, 0.02, f"dashed: {BASELINE} {100 * baseline.mean:.1f} %", transform=axes.transAxes, fontsize=SMALL)
     return [100 * baseline.mean]

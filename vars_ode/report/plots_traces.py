@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -25,25 +26,41 @@ LAYER_COLOURS = ("#440154", "#31688e", "#1f9e89", "#7ab41d")  # dark to light, s
 
 
 def energy_and_residual(results: Results) -> Plot:
-    """One row per variant: energy on the left, residual on the right, a line per layer."""
-    title = "Energy and residual along the solve"
+    """A panel of the residual per variant, then one of the energy for those that have one, a line per layer."""
+    title = "Residual and energy along the solve"
     traces = {
         name: found for name in results.variants if (found := results.trace(name)) is not None and "times" in found[1]
     }
     reading = (
-        "Left, the energy E(a) = 1/2|V - Phi a|^2 + lam|a|_1 (without the constant 1/2|V|^2, so it may be negative), "
-        "averaged over images and heads; it should fall. Right, the residual, the largest entry of the vector field "
-        "(logarithmic axis): zero at the equilibrium. A residual that is still high at the end of the line means that "
-        "the solver stopped before the equilibrium. " + " ".join(_findings(n, t) for n, (_, t) in traces.items())
+        "First the residual, the largest entry of the vector field: zero at the equilibrium. Where it is still high at "
+        "the end of a line, the solver stopped before the equilibrium. Then, for the attentions that have one, the "
+        "energy E(a) = 1/2|V - Phi a|^2 + lam|a|_1: its distance to the lowest value that the layer reaches within the "
+        "time shown, so that lines fall and end where that value is reached. Both are averaged over images and heads, "
+        "on logarithmic axes that panels share. " + " ".join(_findings(n, t) for n, (_, t) in traces.items())
     )
-    if not traces:
+    residuals = {name: line for name, (_, trace) in traces.items() if (line := _series(trace, "residual")) is not None}
+    energies = {name: line for name, (_, trace) in traces.items() if (line := _series(trace, "energy")) is not None}
+    panels = [("residual", name, line) for name, line in residuals.items()]
+    panels += [("energy", name, line - line.min(axis=1, keepdims=True)) for name, line in energies.items()]
+    if not panels:
         return Plot("energy_and_residual", title, reading, missing="No run stored a trace of its solve.")
-    figure = new_figure(9, 0.3 + 3.1 * len(traces))
-    for row, (name, (seed, trace)) in zip(figure.subplots(len(traces), 2, squeeze=False), traces.items(), strict=True):
-        for axes, key in zip(row, ("energy", "residual"), strict=True):
-            _layer_lines(axes, trace, key)
-            label = "energy E(a)" if key == "energy" else "residual, max |da/dt|"
-            tidy(axes, "solver time t", label, f"{literal(name)} (seed {seed}): {key}")
+    rows = math.ceil(len(panels) / 2)
+    figure = new_figure(8, 0.6 + 2.9 * rows)
+    grid = figure.subplots(rows, 2, squeeze=False, sharex=True)
+    first: dict[str, Axes] = {}
+    for axes, (key, name, values) in zip(grid.flat, panels, strict=False):
+        axes.set_yscale("log")
+        axes.sharey(first.setdefault(key, axes))
+        seed, trace = traces[name]
+        _layer_lines(axes, trace["times"], np.where(values > 0, values, np.nan))
+        label = "residual, max |da/dt|" if key == "residual" else "E(a) - lowest E(a)"
+        tidy(axes, "solver time t", label, f"{literal(name)} (seed {seed}): {key}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.tick_params(labelbottom=True)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False, fontsize=10, handlelength=3)
     return Plot("energy_and_residual", title, reading, figure)
 
 
@@ -55,17 +72,7 @@ def _series(trace: Trace, key: str) -> np.ndarray | None:
     return values
 
 
-def _layer_lines(axes: Axes, trace: Trace, key: str) -> None:
-    values = _series(trace, key)
-    if values is None:
-        reason = "no energy:\nthis vector field does not descend one" if key == "energy" else "not stored"
-        axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", fontsize=10, color="#555555")
-        axes.set_axis_off()
-        return
-    if key == "residual":
-        values = np.where(values > 0, values, np.nan)
-        axes.set_yscale("log")
-    times = trace["times"]
+def _layer_lines(axes: Axes, times: np.ndarray, values: np.ndarray) -> None:
     for layer, line in enumerate(values):
         shade = layer / max(1, len(values) - 1) * (len(LAYER_COLOURS) - 1)
         axes.plot(
@@ -79,7 +86,6 @@ def _layer_lines(axes: Axes, trace: Trace, key: str) -> None:
             markevery=max(1, len(times) // 10),
             label=f"layer {layer + 1}",
         )
-    axes.legend(fontsize=SMALL, frameon=False, ncols=2 if len(values) > 3 else 1, handlelength=3)
 
 
 def _findings(name: str, trace: Trace) -> str:
@@ -148,31 +154,49 @@ def _maps(name: str, trace: Trace, baseline: Trace | None) -> Plot:
     headings = ["input", *([f"t = {times[i]:.3g}" for i in chosen] if count > 1 else ["attention"])]
     headings += [BASELINE] if beside else []
     figure, grid, bar = _map_grid(len(rows), len(headings))
-    for panels, (label, image, maps, other) in zip(grid, rows, strict=True):
-        pictures = [maps[i] for i in chosen]
-        low, high = _limits(pictures)
+    pictures = [
+        [_relative(picture) for picture in (*maps[chosen], *([other] if beside else []))] for *_, maps, other in rows
+    ]
+    low, high = _scale([picture for row in pictures for picture in row if picture is not None])
+    for panels, (label, image, *_), row in zip(grid, rows, pictures, strict=True):
         _picture(panels[0], image, "gray", 0.0, 1.0)
-        for axes, picture in zip(panels[1:], pictures, strict=False):
-            _picture(axes, picture, "viridis", low, high)
-        if beside and other is not None:
-            _picture(panels[-1], other, "viridis", *_limits([other]))
-        elif beside:
-            panels[-1].set_axis_off()
-        panels[0].set_ylabel(literal(label), fontsize=SMALL)
+        for axes, picture in zip(panels[1:], row, strict=True):
+            if picture is None:
+                axes.set_axis_off()
+            else:
+                _picture(axes, picture, "viridis", low, high)
+        panels[0].set_ylabel(literal(label.replace(" ", "\n", 1)), fontsize=SMALL)
     for axes, heading in zip(grid[0], headings, strict=True):
         axes.set_title(literal(heading), fontsize=10)
-    figure.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), cax=bar, ticks=[0, 1])
-    bar.set_yticklabels(["least", "most"], fontsize=SMALL)
-    bar.set_ylabel("attention, scaled per row", fontsize=SMALL)
+    figure.colorbar(ScalarMappable(Normalize(low, high), "viridis"), cax=bar)
+    bar.tick_params(labelsize=SMALL)
+    bar.set_ylabel("attention received / mean of the map", fontsize=SMALL)
     slug = re.sub(r"[^A-Za-z0-9-]+", "_", name) or "attention"
-    return Plot(
-        f"attention_maps_{slug}", f"Attention maps over solver time: {name}", _maps_reading(name, beside, count), figure
-    )
+    reading = _maps_reading(name, beside, times[chosen], [row[2][chosen] for row in rows])
+    return Plot(f"attention_maps_{slug}", f"Attention maps over solver time: {name}", reading, figure)
+
+
+def _relative(picture: np.ndarray | None) -> np.ndarray | None:
+    """A map in units of its own mean: weights shrink along the solve, and what is left is where they lie."""
+    if picture is None:
+        return None
+    mean = float(np.mean(picture))
+    return picture / mean if mean > 0 else np.zeros_like(picture)
+
+
+def _scale(pictures: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The ends of the scale: but for one square in a hundred at each, which share its colour, all are between them."""
+    values = np.concatenate([np.ravel(picture) for picture in pictures])
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = np.quantile(finite, (0.01, 0.99))
+    return float(low), max(float(high), float(low) + 0.1)
 
 
 def _map_grid(rows: int, columns: int) -> tuple[Figure, np.ndarray, Axes]:
     """Square panels with fixed margins in inches (a computed layout takes seconds for so many), and a colour bar."""
-    panel, gap, left, right, top, bottom = 1.05, 0.08, 0.35, 1.0, 0.35, 0.1
+    panel, gap, left, right, top, bottom = 1.05, 0.08, 0.5, 1.0, 0.35, 0.1
     width = left + columns * (panel + gap) + right
     height = top + rows * (panel + gap) + bottom
     figure = new_figure(width, height)
@@ -184,19 +208,28 @@ def _map_grid(rows: int, columns: int) -> tuple[Figure, np.ndarray, Axes]:
     return figure, grid, bar
 
 
-def _maps_reading(name: str, beside: bool, count: int) -> str:
+def _maps_reading(name: str, beside: bool, times: np.ndarray, maps: list[np.ndarray]) -> str:
     text = (
         f"How strongly each token is attended to in the last layer of {name} (one square per token of its grid), for a "
-        "few test images, clean and corrupted. "
+        "few test images, clean and corrupted. A square is the absolute weight of the token's value in the output, "
+        "summed over all queries and averaged over heads, relative to the mean of its map: 1 is even attention. All "
+        "maps share the scale. "
     )
-    if count > 1:
+    if len(times) > 1:
+        totals = np.array([[picture.sum() for picture in row] for row in maps])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = float(np.nanmean(totals[:, -1] / totals[:, 0]))
         text += (
-            "Solver time increases from left to right; the colours of a row share one scale, so brightness can be "
-            "compared along it. Attention that stays on the garment on the corrupted row is what the recurrence is "
-            "meant to achieve. "
+            "Solver time increases from left to right. Attention that stays on the garment on the corrupted row is "
+            "what the recurrence is meant to achieve. "
         )
+        if math.isfinite(share):
+            text += (
+                f"The weights themselves change along the way: at t = {times[-1]:.3g} their sum is {share:.2g} times "
+                f"that at t = {times[0]:.3g} (mean over these images). "
+            )
     if beside:
-        text += f"The last column is the {BASELINE} model on the same image, on a scale of its own. "
+        text += f"The last column is the {BASELINE} model on the same image. "
     return text + "These are single images; they say nothing about the average."
 
 
@@ -225,15 +258,6 @@ def _same_images(trace: Trace, baseline: Trace, images: str, maps: str) -> bool:
         and theirs.shape == trace[images].shape
         and np.allclose(theirs, trace[images], atol=1e-3)
     )
-
-
-def _limits(pictures: Sequence[np.ndarray]) -> tuple[float, float]:
-    values = np.concatenate([np.ravel(picture) for picture in pictures])
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return 0.0, 1.0
-    low = float(finite.min())
-    return low, max(float(finite.max()), low + 1e-12)
 
 
 def _picture(axes: Axes, picture: np.ndarray, colours: str, low: float, high: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -272,3 +273,43 @@ def solver_warnings(results: Results) -> list[str]:
         ]
         sentences.append(f"{listing(runs)}: {message}")
     return sentences
+
+
+def solve_rows(results: Results) -> list[list[str]]:
+    """A line for each attention and layer on the solves of its trainings: steps, residual, active codes, failures."""
+    rows = []
+    for name, by_layer in _solves_by_layer(results).items():
+        for layer, found in by_layer.items():
+            last = max(row["epoch"] for row in found)
+            end = [row for row in found if row["epoch"] == last]
+            steps, residual, active = (_mean(end, key) for key in ("steps", "residual", "active"))
+            failed, of = (int(sum(row[key] for row in found)) for key in ("failures", "solves"))
+            texts = plain(steps), f"{residual:.2g}", plain(100 * active), f"{failed:,} of {of:,}"
+            rows.append([name, layer, *texts])
+    return rows
+
+
+def activity(results: Results) -> list[str]:
+    """The range over layers of the share of active codes, in a sentence per attention."""
+    sentences = []
+    for name, by_layer in _solves_by_layer(results).items():
+        ends = [[row for row in found if row["epoch"] == max(r["epoch"] for r in found)] for found in by_layer.values()]
+        shares = [100 * _mean(end, "active") for end in ends]
+        sentences.append(
+            f"{name}: {min(shares):.0f} to {max(shares):.0f} % of the codes are active, depending on the layer, and "
+            f"{100 - sum(shares) / len(shares):.0f} % are zero on average."
+        )
+    return sentences
+
+
+def _solves_by_layer(results: Results) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Attention -> layer -> the rows of all its seeds and epochs."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for run in results.runs.values():
+        for row in run.solves:
+            found.setdefault(run.attention, {}).setdefault(row["layer"], []).append(row)
+    return found
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))

@@ -11,6 +11,7 @@ from vars_ode.report.plot_style import Plot
 from vars_ode.report.plots import draw_plots
 from vars_ode.report.statements import (
     DASH,
+    activity,
     chance,
     listing,
     missing_pieces,
@@ -19,12 +20,14 @@ from vars_ode.report.statements import (
     plain,
     seeds_text,
     short_answer,
+    solve_rows,
     solver_statements,
     solver_warnings,
     train_seconds,
     variant_statements,
 )
 from vars_ode.statistics import Spread
+from vars_ode.study.plan import PGD_STEP, PGD_STEPS
 from vars_ode.study.records import BASELINE, Condition, Results, SolverPoint, number, read_results, readable
 
 TITLE = "Attention as sparse reconstruction: vision transformers compared"
@@ -53,11 +56,14 @@ GLOSSARY = {
     "that is trained as VARS does not work there. It is not euler@1, which is one step of the trained network.",
     "Field evaluation": "One evaluation of the vector field, the right-hand side of the differential equation: the "
     "unit of a solver's cost. Softmax attention has none.",
+    "Active codes": "The share of the code's entries that are not zero. The threshold of the solver makes the others "
+    "exactly zero.",
     "Residual": "How fast the state still changes where the solver stops: zero at the equilibrium.",
     "Corruption, severity": "A change to the test images, such as noise or blur, and its strength.",
     "FGSM": "Fast gradient sign method: an attack that changes every pixel by a fixed small amount in the "
     "direction that raises the loss most.",
-    "PGD": "Projected gradient descent: FGSM in several smaller steps, which makes it the stronger attack. Both "
+    "PGD": "Projected gradient descent: FGSM in several smaller steps from a random start, each kept within the "
+    "allowed change, which makes it the stronger attack. Both "
     "follow the model's own gradient; where that gradient vanishes or is inaccurate, they overestimate robustness.",
     "Seed": "The number that fixes the random parts of a training. Training with several seeds shows how much of a "
     "difference is due to chance.",
@@ -81,6 +87,7 @@ def write_report(folder: Path) -> Path:
         "Other solvers, without retraining": _solvers(results),
         "Every corruption": _corruptions(results),
         "What is missing": _missing(results),
+        "The solves of the trainings": _solves(results),
         "Warnings of the solvers": _warnings(results),
         "Settings, versions, and how to reproduce": _settings(results),
         "Glossary": page.definitions(GLOSSARY),
@@ -121,7 +128,7 @@ def _introduction(results: Results) -> str:
         tests.append(f"on images under corruptions of severity {levels}")
     if results.attacks:
         attacks = listing(sorted(attack.name.upper() for attack in results.attacks))
-        tests.append(f"against attacks that know the model: {attacks}{_epsilon(results)}")
+        tests.append(f"against attacks that know the model: {attacks}{_attack_settings(results)}")
     models = (
         f"Small vision transformers{f' ({listing(names)})' if names else ''} were trained on the same part of "
         "Fashion-MNIST, 28 x 28 grey pictures of ten kinds of clothing. They differ in their attention alone. Each was "
@@ -132,9 +139,14 @@ def _introduction(results: Results) -> str:
     return page.paragraph(question) + page.paragraph(models)
 
 
-def _epsilon(results: Results) -> str:
+def _attack_settings(results: Results) -> str:
     eps = number(results.settings.get("eps"))
-    return f" (each pixel, from 0 to 1, may change by {eps:.4g}, or {255 * eps:.3g}/255)" if math.isfinite(eps) else ""
+    if not math.isfinite(eps):
+        return ""
+    text = f"each pixel, from 0 to 1, may change by {eps:.4g}, or {255 * eps:.3g}/255"
+    if any(attack.name == "pgd" for attack in results.attacks):
+        text += f"; PGD takes {PGD_STEPS} steps of {PGD_STEP * eps:.3g} from a random start within that"
+    return f" ({text})"
 
 
 def _headline(results: Results) -> str:
@@ -251,11 +263,31 @@ def _corruptions(results: Results) -> str:
 
 def _missing(results: Results) -> str:
     pieces = missing_pieces(results)
+    if not pieces and results.warnings():
+        return page.paragraph("Every measurement that the report needs was found; the solvers warned, see below.")
     return (
         page.bullets(pieces)
         if pieces
         else page.paragraph("Nothing: every measurement that the report needs was found.")
     )
+
+
+def _solves(results: Results) -> str:
+    rows = solve_rows(results)
+    if not rows:
+        return page.paragraph("Not available: no run recorded the solves of its training.", "missing")
+    headings = ["Attention", "Layer", "Steps", "Residual", "Active codes (%)", "Failures"]
+    caption = (
+        "Means over seeds. Steps: of the solves in the last epoch. Residual and active codes: of the solve that the "
+        "model is set to, on some training images, with the final weights. Failures: solves in all epochs that did not "
+        "reach what was asked for."
+    )
+    note = (
+        "Active codes are the entries of the code that are not zero, so many of a head's templates times channels. "
+        "The code of a solve that stops early is less sparse than that of the equilibrium, where most entries that are "
+        "small come to be zero; a share near 100 % means that the attention is hardly a sparse one."
+    )
+    return page.table(headings, rows, caption, texts=2) + page.bullets(activity(results)) + page.paragraph(note)
 
 
 def _warnings(results: Results) -> str:
@@ -279,7 +311,8 @@ def _settings(results: Results) -> str:
         )
     for heading, values in (("Setting", results.settings), ("Package", results.versions)):
         if values:
-            parts.append(page.table([heading, "Value"], [[str(key), _value(value)] for key, value in values.items()]))
+            rows = [[str(key), _value(value)] for key, value in values.items()]
+            parts.append(page.table([heading, "Value"], rows, long=True))
     return "\n".join(parts)
 
 
@@ -288,4 +321,6 @@ def _value(value: Any) -> str:
         return f"{value:.6g}" if math.isfinite(value) else DASH
     if isinstance(value, (list, tuple)):
         return ", ".join(_value(item) for item in value)
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_value(item)}" for key, item in value.items()) or DASH
     return DASH if value is None else str(value)

@@ -21,7 +21,7 @@ from vars_ode.fields import why_no_energy
 from vars_ode.layer import ReconstructionLayer
 from vars_ode.measuring import evaluation_mode
 from vars_ode.models import layer_inputs, parse_solves, vars_layers, with_solver
-from vars_ode.study.plan import EXACT, Plan
+from vars_ode.study.plan import EXACT, PGD_STEP, PGD_STEPS, Plan
 
 BATCH_SIZE = 125
 PROBE_IMAGES = 50  # for evaluations and times, which differ little between images
@@ -36,9 +36,14 @@ Progress = Callable[[str], object]  # called with the name of what is measured, 
 
 def evaluation_settings(plan: Plan) -> EvaluationSettings:
     """What `vars-ode evaluate` would be told to measure what the plan asks for."""
-    conditions = ("clean", *plan.corruptions, *plan.attacks)
     return EvaluationSettings(
-        EMBEDDED, conditions, severities=plan.severities, images=plan.test_images, eps=plan.eps, step_size=plan.eps / 4
+        EMBEDDED,
+        ("clean", *plan.corruptions, *plan.attacks),
+        severities=plan.severities,
+        images=plan.test_images,
+        eps=plan.eps,
+        steps=PGD_STEPS,
+        step_size=PGD_STEP * plan.eps,
     )
 
 

@@ -16,6 +16,8 @@ from vars_ode.data import Preprocessing
 from vars_ode.models import named_attention, parse_solves, training_settings
 from vars_ode.training import Horizon, Recipe, parse_horizon
 
+PGD_STEPS = 5
+PGD_STEP = 0.25  # the length of a step, as a share of eps
 EXACT = "exact"  # the label of attentions that have no solver
 
 
@@ -53,7 +55,7 @@ class Plan:
         sweep: the solves that the trained models are measured with, for `parse_solves`; "" for none.
         sweep_conditions: the (condition, severity) in which they are, clean images first.
         attacks: out of "fgsm" and "pgd".
-        eps: of both, on the [0, 1] scale; PGD takes 5 steps of eps/4 from a random start.
+        eps: of both, on the [0, 1] scale; PGD takes `PGD_STEPS` steps of `PGD_STEP` * eps from a random start.
         arms: names for models that differ in more than their attention; a study takes them like attentions' names.
     """
 

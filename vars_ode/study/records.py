@@ -52,7 +52,10 @@ class AccuracyRow:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: an entry of `runs` in `results.json`; `warnings` are those of the solvers, each once."""
+    """One training: an entry of `runs` in `results.json`.
+
+    `warnings` are those of the solvers, each once; `solves` the rows of `vars_ode.training.Training.solves`.
+    """
 
     attention: str
     seed: int
@@ -61,6 +64,7 @@ class Run:
     train_seconds: float = math.nan
     history: tuple[dict[str, float], ...] = ()
     warnings: tuple[str, ...] = ()
+    solves: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -326,4 +330,11 @@ def _run(entry: dict[str, Any]) -> Run:
     parameters = entry.get("parameters")
     seconds = number(entry.get("train_seconds"))
     warnings = tuple(map(str, entry.get("warnings") or ()))
-    return Run(str(entry["attention"]), int(entry["seed"]), entry.get("solver"), parameters, seconds, history, warnings)
+    solves = tuple(_solve_row(row) for row in entry.get("solves") or ())
+    key = str(entry["attention"]), int(entry["seed"]), entry.get("solver")
+    return Run(*key, parameters, seconds, history, warnings, solves)
+
+
+def _solve_row(row: dict[str, Any]) -> dict[str, Any]:
+    keys = "epoch", "solves", "steps", "failures", "residual", "active"
+    return {"layer": str(row["layer"]), **{key: number(row[key]) for key in keys}}

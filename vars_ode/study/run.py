@@ -240,6 +240,7 @@ def _train(plan: Plan, job: Job, target: Path, report: Any) -> dict[str, Any]:
         "train_seconds": time.process_time() - started,
         "history": history,
         "final_loss": history[-1]["loss"],
+        "solves": training.solves,
         "warnings": sorted({*_messages(caught), *failures(training.solves)}),
     }
     target.mkdir(parents=True, exist_ok=True)

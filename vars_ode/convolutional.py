@@ -17,6 +17,7 @@ from vars_ode.fields import DYNAMICS, ReconstructionArgs
 from vars_ode.fourier import to_maps, to_spectrum
 from vars_ode.grids import Grid
 from vars_ode.layer import ReconstructionLayer, check_tokens, refuse_unsupported, warn_of_nonfinite
+from vars_ode.representation import tensor_repr
 
 REVISIONS = ("corrected", "paper")
 INITIALIZATIONS = ("active", "authors")
@@ -32,6 +33,9 @@ class ConvolutionGram(NamedTuple):
 
     filters: Tensor
     ridge: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return tensor_repr(self)
 
     def __matmul__(self, code: Tensor) -> Tensor:
         """Codes (batch, channels, r, H, W) to the same."""
@@ -75,6 +79,8 @@ class ConvolutionReadOut(ReadOut):
 
     filters: Tensor
     grid: Grid
+
+    __repr__ = tensor_repr
 
     def __call__(self, code: Tensor) -> Tensor:
         dtype = torch.complex128 if code.dtype == torch.float64 else torch.complex64

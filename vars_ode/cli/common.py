@@ -36,4 +36,5 @@ def refusals(
 
 def command_line() -> str:
     """How to call this command again."""
-    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    program = os.path.basename(sys.argv[0])
+    return shlex.join(["vars-ode" if program == "__main__.py" else program, *sys.argv[1:]])

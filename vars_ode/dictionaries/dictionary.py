@@ -12,6 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vars_ode.representation import tensor_repr
+
 
 class Shape(NamedTuple):
     """What a dictionary has to know of the layer."""
@@ -36,6 +38,8 @@ class TemplateReadOut(ReadOut):
 
     templates: Tensor
     dropout: float = 0.0
+
+    __repr__ = tensor_repr
 
     def __call__(self, code: Tensor) -> Tensor:
         return F.dropout(self.templates, self.dropout, training=self.dropout > 0) @ code

@@ -250,7 +250,7 @@ def test_a_gradient_that_an_adjoint_has_not_is_one_of_our_errors() -> None:
         solution.ys.sum().backward()
 
 
-@drawn(350)
+@drawn(1000)
 @given(problem=problems())
 def test_hostile_problems(problem: dict[str, Any]) -> None:
     solution, warned, refusal = outcome(lambda: run(problem))

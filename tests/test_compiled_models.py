@@ -24,8 +24,9 @@ def transformer(attention: str) -> nn.Module:
 
 
 CASES = {
-    "RVT, vars-s": (lambda: robust("vars-s"), "eager"),  # its backward pass takes long to trace
-    "RVT, vars-sd": (lambda: robust("vars-sd"), "aot_eager"),
+    "RVT, vars-s": (lambda: robust("vars-s"), "eager"),  # the backward passes of these two take long to trace
+    "RVT, vars-sd": (lambda: robust("vars-sd"), "eager"),
+    "RVT, vars-d": (lambda: robust("vars-d"), "aot_eager"),
     "ViT, vars-d": (lambda: transformer("vars-d"), "aot_eager"),
 }
 

@@ -5,6 +5,8 @@
 `available()` lists the solvers, `adjoints.available()` the ways to differentiate through them.
 """
 
+import logging
+
 from solvers import adjoints as adjoints
 from solvers import checks as checks
 from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
@@ -44,4 +46,7 @@ from solvers.solution import Status as Status
 from solvers.solver import Solver as Solver
 from solvers.steady_state import SteadyState as SteadyState
 from solvers.tableau import ButcherTableau as ButcherTableau
+from solvers.tableau import EmbeddedTableau as EmbeddedTableau
 from solvers.tsit5 import Tsit5 as Tsit5
+
+logging.getLogger("solvers").addHandler(logging.NullHandler())  # silent until the program sets up logging

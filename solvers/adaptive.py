@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 from solvers.backends import torchdiffeq, torchode
 from solvers.bookkeeping import check_horizon
 from solvers.checks import non_negative_number, one_of, positive_int
+from solvers.embedded import EmbeddedLoop
 from solvers.solver import Loop, Problem, Solver
+from solvers.tableau import EmbeddedTableau
 
-Backend = Literal["torchode", "torchdiffeq"]
-# in order of preference: with torchode a sample's answer does not depend on the rest of its batch
-_LOOPS = {
+Backend = Literal["native", "torchode", "torchdiffeq"]
+_LIBRARIES = {
     "torchode": (torchode.METHODS, torchode.TorchodeLoop),
     "torchdiffeq": (torchdiffeq.METHODS, torchdiffeq.TorchdiffeqLoop),
 }
@@ -45,37 +46,44 @@ class EmbeddedRungeKutta(AdaptiveSolver):
     """Explicit Runge-Kutta methods with a second set of weights, whose result differs by about the step's error.
 
     A step from y to y' is accepted when the root mean square over a sample of error / (atol + rtol max(|y|, |y'|)) is
-    below 1 (Hairer, Norsett & Wanner, Solving ODEs I, II.4). The step sizes themselves are not differentiated.
+    below 1 (Hairer, Norsett & Wanner, Solving ODEs I, II.4). Each sample has steps of its own, whose size a PI
+    controller chooses, the first one by Hairer's rule: other samples of the batch, badly scaled or nonfinite, have no
+    influence on it. Step sizes are not differentiated.
 
-    `stats["residual"]` is exact: these methods end each step with an evaluation at the new state.
+    Times to be saved are interpolated, and `save_at="steps"` returns times (saved, batch), padded with each sample's
+    last. `stats["residual"]` is exact: these methods end each step with an evaluation at the new state.
 
-    With the back end torchode each sample has steps of its own: other samples of the batch, badly scaled or nonfinite,
-    have no influence on it, times to be saved are interpolated (order 4), and `save_at="steps"` returns times
-    (saved, batch), padded with each sample's last. With torchdiffeq the batch has one step size, the smallest that any
-    of its samples needs: answers stay within tolerance, but depend on the rest of the batch by about that tolerance,
-    and every sample costs what the worst of them costs. Samples that are steady or have failed no longer count in the
-    error control. A time to be saved inside a step costs a shorter step of its own.
+    The back ends "torchode" and "torchdiffeq" are other people's loops, to compare with. With torchdiffeq the batch has
+    one step size, the smallest that any of its samples needs: answers stay within tolerance, but depend on the rest of
+    the batch by about that tolerance, and every sample costs what the worst of them costs.
 
     Args:
         rtol, atol: relative and absolute tolerance per step. The default asks for about four digits; the rounding
             noise of float32 sets in a little below rtol = 1e-5.
         max_steps: limit of trial steps per sample, rejected ones included.
-        backend: "torchode" or "torchdiffeq"; by default the first of these that has the method.
+        backend: "native", or a library that has the method: "torchode" (dopri5, tsit5), "torchdiffeq" (bosh3, dopri5,
+            dopri8).
     """
 
-    method: ClassVar[str]
+    tableau: ClassVar[EmbeddedTableau]
 
-    backend: Backend | None = None
+    backend: Backend = "native"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.backend is not None:
-            one_of(f"back end of {type(self).__name__}", self.backend, self._backends())
+        if self.backend is None:  # as the default was written into files before
+            object.__setattr__(self, "backend", "native")
+        known = [name for name, (methods, _) in _LIBRARIES.items() if self._name in methods]
+        one_of(f"back end of {type(self).__name__}", self.backend, ["native", *known])
 
     def loop(self, problem: Problem) -> Loop:
         check_horizon(self, problem)
-        _, loop = _LOOPS[self.backend or self._backends()[0]]
-        return loop(problem, self.method, self.rtol, self.atol, self.max_steps)
+        if self.backend == "native":
+            return EmbeddedLoop(problem, self.tableau, self.rtol, self.atol, self.max_steps)
+        _, loop = _LIBRARIES[self.backend]
+        return loop(problem, self._name, self.rtol, self.atol, self.max_steps)
 
-    def _backends(self) -> list[str]:
-        return [name for name, (methods, _) in _LOOPS.items() if self.method in methods]
+    @property
+    def _name(self) -> str:
+        """As the libraries know it."""
+        return type(self).__name__.lower()

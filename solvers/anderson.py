@@ -59,7 +59,7 @@ class Anderson(RelaxationSolver):
         super().__post_init__()
         positive_int("memory", self.memory)
         positive_number("regularisation", self.regularisation)
-        if not self.growth >= 1:
+        if isinstance(self.growth, bool) or not isinstance(self.growth, int | float) or not self.growth >= 1:
             raise ValueError(f"growth must be at least 1, got {self.growth!r}")
 
     def begin(self, field: Field, y0: Tensor, args: Any) -> Memory:
@@ -80,7 +80,7 @@ class Anderson(RelaxationSolver):
     ) -> tuple[Tensor, Memory]:
         last = _History(*memory)
         rate = target - y if rate is None else rate
-        size = torch.linalg.vector_norm(rate.detach().reshape(len(y), -1), dim=1)
+        size = torch.linalg.vector_norm(rate.detach().reshape(len(y), y.shape[1:].numel()), dim=1)
         rejected = size > self.growth * last.best
         better = size < last.best
         best, fallback = torch.where(better, size, last.best), _where(better, target, last.fallback)
@@ -99,12 +99,12 @@ class Anderson(RelaxationSolver):
         scale = gram.diagonal(dim1=1, dim2=2).sum(1)
         scale = torch.where(scale > 0, scale, 1.0)[:, None, None]
         identity = torch.eye(self.memory, dtype=rate.dtype, device=rate.device)
-        rhs = drate @ rate.reshape(len(rate), -1, 1)
+        rhs = drate @ rate.reshape(len(rate), rate.shape[1:].numel(), 1)
         return torch.linalg.solve_ex(gram / scale + self.regularisation * identity, rhs / scale).result
 
 
 def _push(window: Tensor, newest: Tensor) -> Tensor:
-    return torch.cat([window[:, 1:], newest.reshape(len(newest), 1, -1)], dim=1)
+    return torch.cat([window[:, 1:], newest.reshape(len(newest), 1, newest.shape[1:].numel())], dim=1)
 
 
 def _where(condition: Tensor, chosen: Tensor | float, other: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -80,10 +81,14 @@ def solve(
 
     dtype = _solve_dtype(y0, args)
     _check_range(problem, solver, dtype)
-    with torch.autocast(y0.device.type, enabled=False):
+    with _without_autocast(y0.device.type):
         args = cast_floating(args, dtype)
         solution = _connected(adjoint.solve(solver.loop(problem), y0.to(dtype), args), field, args)
     return _handle_failure(_in_dtype(solution, y0.dtype), on_failure)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _check_state(y0: Tensor) -> None:
@@ -170,9 +175,11 @@ def _check_range(problem: Problem, solver: Solver, dtype: torch.dtype) -> None:
 
 def _connected(solution: Solution, field: Field, args: Any) -> Solution:
     """Where no sample took a step the answer is y0 alone: all else gets the gradient zero, and not None."""
+    if not torch.is_grad_enabled() or is_traced(solution.y1):
+        return solution
     parameters = field.parameters() if isinstance(field, nn.Module) else ()
     leaves = [leaf for leaf in (*tensors(args), *parameters) if leaf.requires_grad]
-    if not (leaves and torch.is_grad_enabled()) or is_traced(solution.y1):
+    if not leaves:
         return solution
     if bool(values(solution.stats["num_steps"]).any()):
         return solution
@@ -197,9 +204,10 @@ def _handle_failure(solution: Solution, on_failure: OnFailure) -> Solution:
         bad = ~solution.success.view(-1, *[1] * (solution.y1.ndim - 1))
         ys, y1 = (torch.where(bad, float("nan"), states) for states in (solution.ys, solution.y1))
         return replace(solution, ys=ys, y1=y1)
-    known = replace(solution, status=values(solution.status))
-    if is_traced(known.status) or bool(known.success.all()):
+    success = values(solution.success)
+    if is_traced(success) or bool(success.all()):
         return solution
+    known = replace(solution, status=values(solution.status))
     if on_failure == "raise":
         failed = int((~known.success).sum())
         raise SolverError(f"{failed} of {known.status.numel()} samples failed.\n{known.describe()}")

@@ -1,7 +1,7 @@
 """Accelerated fixed-point iteration with adaptive restart."""
 
-import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class Nesterov(RelaxationSolver):
         move = torch.sub(target, previous, out=previous if overwrite else None)
         with torch.no_grad():
             product = torch.mul(rate, move, out=rate if overwrite else None)
-        against = product.reshape(y.shape[0], -1).sum(1) < 0
+        against = product.reshape(len(y), y.shape[1:].numel()).sum(1) < 0
         count = count.masked_fill(against, 0)
         weight = weights.values[count].view(-1, *[1] * (y.ndim - 1))
         return torch.addcmul(target, weight, move, out=move if overwrite else None), (target, count + 1, weights)
@@ -59,12 +59,18 @@ class _Constant:
     values: Tensor
 
 
-@functools.lru_cache(maxsize=32)
-def _weights(steps: int) -> tuple[float, ...]:
-    """Of the momentum in the n-th step after it was dropped: (t_n - 1) / t_(n + 1), where t_0 = 1."""
-    weights, t = [], 1.0
-    for _ in range(steps):
+def _momentum(longest: int) -> Iterator[float]:
+    """Of the n-th step after momentum was dropped: (t_n - 1) / t_(n + 1), where t_0 = 1."""
+    t = 1.0
+    for _ in range(longest):
         following = (1 + math.sqrt(1 + 4 * t * t)) / 2
-        weights.append((t - 1) / following)
+        yield (t - 1) / following
         t = following
-    return tuple(weights)
+
+
+_KEPT = 2000  # the default of max_steps
+_WEIGHTS = tuple(_momentum(_KEPT))
+
+
+def _weights(steps: int) -> tuple[float, ...]:
+    return _WEIGHTS[:steps] if steps <= _KEPT else tuple(_momentum(steps))

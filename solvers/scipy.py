@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from solvers.adaptive import AdaptiveSolver
-from solvers.bookkeeping import Bookkeeping, check_horizon, interior_times, last_time, solution, trivial_solution
+from solvers.bookkeeping import (
+    Bookkeeping,
+    check_horizon,
+    interior_times,
+    is_trivial,
+    last_time,
+    solution,
+    trivial_solution,
+)
 from solvers.checks import one_of, positive_number, rate_of_state
 from solvers.solution import Solution, Status
 from solvers.solver import Loop, Problem
@@ -70,9 +78,8 @@ class ScipyLoop(Loop):
         checks = int(torch.is_grad_enabled())
         if checks:
             self._refuse_gradients(y0, args)
-        done = trivial_solution(problem, y0, per_sample=True)
-        if done is not None:
-            return done
+        if is_trivial(problem, y0):
+            return trivial_solution(problem, y0)
         single, samples = [], []
         with torch.no_grad():
             for i in range(y0.shape[0]):
@@ -80,12 +87,12 @@ class ScipyLoop(Loop):
                 sample.integrate()
                 single.append(sample.progress)
                 samples.append(sample)
-        progress = _merged(single, y0.device)
+        progress = _merged(single)
         progress.num_field_evals += checks
         y1 = torch.stack([sample.tensor(sample.y) for sample in samples])
         if problem.save_at == "steps":
             ts, ys = _padded([sample.steps for sample in samples], y0)
-            return Solution(ts, ys, y1, progress.status, progress.stats())
+            return progress.solution(ts, ys, y1)
         saved = {
             t: torch.stack([sample.tensor(sample.saved.get(t, sample.y)) for sample in samples])
             for t in interior_times(problem)
@@ -116,7 +123,7 @@ class _Sample:
     def __init__(self, loop: ScipyLoop, y0: Tensor, args: Any, index: int) -> None:
         self.problem, self.solver = loop.problem, loop.solver
         self.batch, self.args, self.index = y0.clone(), args, index
-        self.progress = Bookkeeping(y0[:1].cpu(), self.problem.until, self.solver.max_steps)
+        self.progress = Bookkeeping(1, self.problem.until, self.solver.max_steps)
         self.t = self.problem.t0
         self.y = y0[index].flatten().double().cpu().numpy()
         self.saved: dict[float, np.ndarray] = {}
@@ -127,8 +134,8 @@ class _Sample:
 
     def integrate(self) -> None:
         rate = self.rate(self.t, self.y)
-        self.progress.begin(self._one(self.y), self._one(rate), self._take_calls())
-        if not self._active():
+        self.progress.begin(self._take_calls(), _size(self.y), _size(rate))
+        if self.progress.done:
             return
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # LSODA warns where it fails; the status says it
@@ -151,7 +158,7 @@ class _Sample:
 
     def _steps(self, stepper: Any) -> None:
         times = interior_times(self.problem)
-        while self._active():
+        while not self.progress.done:
             stepper.step()
             if stepper.status == "failed" or not np.isfinite(stepper.y).all():
                 return self._fail()
@@ -165,13 +172,13 @@ class _Sample:
     def _report(self, ended: bool) -> None:
         last = ended or len(self.steps) > self.solver.max_steps
         rate = self.rate(self.t, self.y) if last or self.problem.until is not None else np.zeros(1)
-        yes = torch.ones(1, dtype=torch.bool)
-        self.progress.trial(yes, self._one(self.y), self._one(rate), yes & ended, self._take_calls())
+        yes = np.ones(1, dtype=bool)
+        self.progress.trial(yes, yes & ended, self._take_calls(), _size(self.y), _size(rate))
 
     def _fail(self) -> None:
         status = Status.NONFINITE if self.seen_nonfinite else Status.STEP_SIZE_TOO_SMALL
         rate = self.rate(self.t, self.y)
-        self.progress.fail(status, self._one(rate), self._take_calls())
+        self.progress.fail(status, _size(rate), self._take_calls())
 
     def rate(self, t: float, y: np.ndarray) -> np.ndarray:
         if self._known is not None and self._known[0] == t and np.array_equal(self._known[1], y):
@@ -202,23 +209,21 @@ class _Sample:
         """A state (features,) as a tensor of the solve, shaped as a sample."""
         return torch.as_tensor(y).to(self.batch).view(self.batch.shape[1:])
 
-    def _one(self, y: np.ndarray) -> Tensor:
-        """As a batch of one, (1, features), in the type of the solve."""
-        return torch.as_tensor(y)[None].to(self.batch.dtype)
-
-    def _active(self) -> bool:
-        return bool(self.progress.active.all())
-
     def _take_calls(self) -> int:
         calls, self.calls = self.calls, 0
         return calls
 
 
-def _merged(single: list[Bookkeeping], device: torch.device) -> Bookkeeping:
+def _size(y: np.ndarray) -> np.ndarray:
+    """The largest magnitude of a state, as that of a batch of one."""
+    return np.abs(y).max(keepdims=True)
+
+
+def _merged(single: list[Bookkeeping]) -> Bookkeeping:
     """The bookkeeping of single samples as that of the batch."""
     merged = single[0]
     for name in ("status", "num_steps", "num_accepted", "num_field_evals", "residual"):
-        setattr(merged, name, torch.cat([getattr(progress, name) for progress in single]).to(device))
+        setattr(merged, name, np.concatenate([getattr(progress, name) for progress in single]))
     return merged
 
 

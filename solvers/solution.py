@@ -12,7 +12,8 @@ class SolverWarning(UserWarning):
 
 
 class SolverError(RuntimeError):
-    """A solve failed and the caller asked for failures to be raised (`on_failure="raise"`)."""
+    """A solve failed and the caller asked for failures to be raised (`on_failure="raise"`); or a backward pass asked
+    for a derivative that the adjoint does not have."""
 
 
 class Status(IntEnum):

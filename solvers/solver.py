@@ -1,5 +1,6 @@
 """What a solver is: a small frozen dataclass that owns no parameters and builds the loop that integrates a field."""
 
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -34,6 +35,39 @@ class Loop(ABC):
     @abstractmethod
     def run(self, y0: Tensor, args: Any) -> Solution:
         """Integrate from `y0`; differentiable by plain backpropagation where the solver's arithmetic is torch's."""
+
+
+class SegmentedLoop(Loop):
+    """A loop that can be run in segments of steps. What passes between them is the loop's own affair.
+
+    A segment that is run again takes the same steps.
+    """
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int | None:
+        """The most steps there can be; None where only the solve itself finds out."""
+
+    @abstractmethod
+    def start(self, y0: Tensor, args: Any) -> Any:
+        """What the first segment is handed."""
+
+    @abstractmethod
+    def done(self, carry: Any) -> bool:
+        """Whether every sample has stopped."""
+
+    @abstractmethod
+    def advance(self, carry: Any, args: Any, first: int, last: int) -> tuple[Any, dict[int, Tensor]]:
+        """Take the steps `first`, ..., `last` - 1; what the next segment is handed, and what is to be saved."""
+
+    @abstractmethod
+    def finish(self, y0: Tensor, carry: Any, saved: dict[int, Tensor], args: Any) -> Solution:
+        """Put the pieces together once all the segments have run."""
+
+    def run(self, y0: Tensor, args: Any) -> Solution:
+        last = sys.maxsize if self.num_steps is None else self.num_steps
+        carry, saved = self.advance(self.start(y0, args), args, 0, last)
+        return self.finish(y0, carry, saved, args)
 
 
 class Solver(ShortRepr, ABC):

@@ -18,9 +18,9 @@ from solvers.checks import CheckedField, rate_of_state
 from solvers.field import Field, defines, iterates
 from solvers.saving import SavePlan
 from solvers.solution import Solution, Status
-from solvers.solver import Loop, Problem, Solver
-from solvers.steady_state import SteadyState, max_norm
-from solvers.tracing import is_transformed, values
+from solvers.solver import Problem, SegmentedLoop, Solver
+from solvers.steady_state import SteadyState, largest_change, max_norm
+from solvers.tracing import is_recorded, is_transformed, values
 from solvers.tree import tensors
 
 Memory = tuple[Any, ...]
@@ -105,7 +105,8 @@ class SteppingSolver(Solver):
     def loop(self, problem: Problem) -> "SteppingLoop":
         grid = self.grid(problem)
         plan = SavePlan.on_grid(problem.save_at, grid.times)
-        return SteppingLoop(replace(problem, until=self.stopping_rule(problem)), self, grid, plan)
+        rule = self.stopping_rule(problem)
+        return SteppingLoop(problem if rule is problem.until else replace(problem, until=rule), self, grid, plan)
 
 
 class Progress(NamedTuple):
@@ -203,14 +204,14 @@ class Carry(NamedTuple):
     rate: Tensor | None
     memory: Memory
     progress: Progress | None  # None: no sample stops early
-    residual: Tensor | None  # the mean rate over the last step of the grid, where it was taken
+    change: Tensor | None  # the largest one in the last step of the grid, (batch,), where it was taken
 
 
 Saved = dict[int, Tensor]  # position in the saved trajectory -> state
 
 
 @dataclass(frozen=True)
-class SteppingLoop(Loop):
+class SteppingLoop(SegmentedLoop):
     """The steps of a `SteppingSolver` over a grid, in one go (`run`) or segment by segment (`advance`)."""
 
     problem: Problem
@@ -220,12 +221,7 @@ class SteppingLoop(Loop):
 
     @property
     def num_steps(self) -> int:
-        """The most steps there can be."""
         return self.grid.num_steps
-
-    def run(self, y0: Tensor, args: Any) -> Solution:
-        carry, saved = self.advance(self.start(y0, args), args, 0, self.num_steps)
-        return self.finish(y0, carry, saved, args)
 
     def start(self, y0: Tensor, args: Any) -> Carry:
         memory = self.solver.begin(self.problem.field, y0, args)
@@ -239,23 +235,23 @@ class SteppingLoop(Loop):
         return Carry(y0, None, memory, Progress.begin(y0, until, hold_still) if until else None, None)
 
     def done(self, carry: Carry) -> bool:
-        """Whether every sample has stopped."""
         return carry.progress is not None and carry.progress.done
 
     def advance(self, carry: Carry, args: Any, first: int, last: int) -> tuple[Carry, Saved]:
-        """Take the steps `first`, ..., `last` - 1; returns the states to be saved on the way as well."""
-        y, _, memory, progress, residual = carry  # local names: on small problems the loop's own time matters
+        y, _, memory, progress, change = carry  # local names: on small problems the loop's own time matters
         rate: Any = carry.rate  # known, or found in each step unless nothing reads it
         target: Any = None
         solver, field, grid = self.solver, self.problem.field, self.grid.times
         iterate, new = self._iteration(y, args)
         overwrite = new and (progress is None or progress.kept is not None)
         times = () if iterate else torch.tensor(grid[first : last + 1], dtype=y.dtype, device=y.device)
+        saving = self.plan.save_at is not None
+        final = None if self.grid.open_ended else self.num_steps - 1
         saved: Saved = {}
         for n in range(first, last):
             dt, known = grid[n + 1] - grid[n], rate is not None
             if iterate:
-                target = rate_of_state(iterate(y), y)
+                target = iterate(y) if n else rate_of_state(iterate(y), y)
                 rate = target - y if progress else None
             elif rate is None:
                 rate = rate_of_state(field(times[n - first], y, args), y)
@@ -275,17 +271,18 @@ class SteppingLoop(Loop):
                 progress = progress.stepped(solver.evals_per_step - 1)
                 if progress.some_stopped and progress.kept is None:
                     y_next, memory_next = _stopped_keep(progress.active, (y_next, memory_next), (y, memory))
-            if n == self.num_steps - 1 and not self.grid.open_ended:
-                residual = max_norm(y_next.detach() - y.detach()) / abs(dt)
+            if n == final:
+                change = largest_change(y, y_next)
             rate_next = None
-            if self.plan.needs_end_rate(n, solver.interpolation):
+            if saving and self.plan.needs_end_rate(n, solver.interpolation):
                 rate_next = field(times[n + 1 - first], y_next, args)
                 if progress:
                     progress = progress.evaluated()
                     rate, rate_next = (_where(progress.active, r, torch.zeros_like(r)) for r in (rate, rate_next))
-            self.plan.record(saved, n, dt, y, y_next, rate, rate_next)
+            if saving:
+                self.plan.record(saved, n, dt, y, y_next, rate, rate_next)
             y, rate, memory = y_next, rate_next, memory_next
-        return Carry(y, rate, memory, progress, residual), saved
+        return Carry(y, rate, memory, progress, change), saved
 
     def _iteration(self, y: Tensor, args: Any) -> tuple[Callable[[Tensor], Tensor] | None, bool]:
         """y -> T(y), if the field offers it and the solver has a use for it; and whether each result is a new tensor.
@@ -297,19 +294,19 @@ class SteppingLoop(Loop):
         if not (iterates(field) and self.solver.follows(self.grid)):
             return None, False
         prepares = defines(type(field), "iteration", "iterate", "__call__", "forward")
-        if prepares and self.grid.open_ended and not _is_recorded([y, *tensors(args)]):
+        if prepares and self.grid.open_ended and not is_recorded([y, *tensors(args)]):
             return field.iteration(args), True
         return lambda y: field.iterate(y, args), False
 
     def finish(self, y0: Tensor, carry: Carry, saved: Saved, args: Any) -> Solution:
-        """Put the pieces together once all the segments have run."""
         y1, progress = carry.y, carry.progress
         if progress is None:
             status, stats = self._common_outcome(carry, args)
         else:
             progress = self._last_check(progress, carry, args)
             y1, (status, stats) = progress.states(y1), self._outcome_by_sample(progress, carry)
-        status = torch.where(max_norm(y1).isfinite(), status, int(Status.NONFINITE))
+        if carry.change is None or progress is not None:
+            status = torch.where(max_norm(y1).isfinite(), status, int(Status.NONFINITE))
         ts, ys = self.plan.assemble(saved, y0, y1, self.grid.times)
         every_step = progress is None and self.grid.open_ended
         return Solution(ts=ts, ys=ys, y1=y1, status=status, stats=stats, limit_is_goal=every_step)
@@ -319,13 +316,17 @@ class SteppingLoop(Loop):
         y1, steps = carry.y, self.num_steps
         evals = steps * self.solver.evals_per_step + self.plan.extra_evals(steps, self.solver.interpolation)
         outcome = Status.SUCCESS
-        residual = carry.residual if carry.residual is not None else y1.new_zeros(y1.shape[0])
+        residual = y1.new_zeros(y1.shape[0]) if carry.change is None else self._mean_rate(carry.change)
         if self.grid.open_ended:  # iterates of momentum methods do not move by the field's value, so it is looked up
             outcome, evals = Status.MAX_STEPS_REACHED, evals + 1
             with torch.no_grad():
                 residual = max_norm(self.problem.field(self._end_of_grid(y1), y1, args))
-        num_steps = torch.full((y1.shape[0],), steps, dtype=torch.long, device=y1.device)
-        return torch.full_like(num_steps, int(outcome)), _stats(num_steps, torch.full_like(num_steps, evals), residual)
+        num_steps, evaluated = (torch.full(y1.shape[:1], count, device=y1.device) for count in (steps, evals))
+        if carry.change is not None:  # not finite where the last state is not
+            status = torch.where(carry.change < math.inf, int(outcome), int(Status.NONFINITE))
+        else:
+            status = torch.full_like(num_steps, int(outcome))
+        return status, _stats(num_steps, evaluated, residual)
 
     def _last_check(self, progress: Progress, carry: Carry, args: Any) -> Progress:
         """After the check of the last state, where only a limit to the steps ended the solve."""
@@ -341,17 +342,17 @@ class SteppingLoop(Loop):
         status, stats = progress.status, progress.stats()
         if not self.grid.open_ended:  # the end of the interval was reached, steady or not
             status = torch.where(progress.active, int(Status.SUCCESS), status)
-            if carry.residual is not None:
-                stats["residual"] = torch.where(progress.active, carry.residual, stats["residual"])
+            if carry.change is not None:
+                stats["residual"] = torch.where(progress.active, self._mean_rate(carry.change), stats["residual"])
         return status, stats
+
+    def _mean_rate(self, change: Tensor) -> Tensor:
+        """Over the last step."""
+        step = abs(self.grid.times[-1] - self.grid.times[-2])  # which the type of the state may not hold
+        return change / max(step, torch.finfo(change.dtype).tiny)
 
     def _end_of_grid(self, y: Tensor) -> Tensor:
         return torch.tensor(self.grid.times[-1], dtype=y.dtype, device=y.device)
-
-
-def _is_recorded(values: list[Tensor]) -> bool:
-    """Whether operations are recorded for derivatives, of forward mode too, or by a compiler or torch.func."""
-    return torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed(values)
 
 
 def _check_step(solver: SteppingSolver, stepped: Any, y: Tensor, memory: Memory) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -25,6 +26,15 @@ def values(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def on_host(tensor: Tensor) -> np.ndarray:
+    """The values as an array; waits until a device has computed them."""
+    plain = values(tensor)
+    if plain is tensor:
+        return np.asarray(plain.detach().cpu().numpy())
+    with torch._C._DisableFuncTorch():  # a transform takes part in every call, also on what it has not wrapped
+        return np.asarray(plain.detach().cpu().numpy())
+
+
 def refuse_vmap(who: str, tensors: Iterable[Tensor]) -> None:
     """A ValueError where one of these is batched by torch.func.vmap, which `who` cannot be."""
     if not torch.compiler.is_compiling() and any(map(_is_batched, tensors)):
@@ -43,6 +53,11 @@ def is_transformed(tensors: Iterable[Tensor]) -> bool:
     if forward_ad._current_level < 0:  # the usual case: this is asked at every evaluation of some fields
         return False
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def is_recorded(tensors: list[Tensor]) -> bool:
+    """Whether operations are recorded for derivatives, of forward mode too, or by a compiler or torch.func."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed(tensors)
 
 
 def refuse_transforms(who: str, tensors: Iterable[Tensor], advice: str) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # in a room are modules and packages of `vars_ode`, and `solvers`.
 ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"solvers"}),
-    frozenset({"fields", "grams", "rates", "masks", "fourier", "grids", "representation"})
+    frozenset({"fields", "grams", "rates", "masks", "fourier", "grids", "folding", "representation"})
     | frozenset({"plotting", "measuring", "files", "environment", "configured", "weight_decay", "statistics"}),
     frozenset({"dictionaries"}),
     frozenset({"layer"}),
@@ -43,15 +43,17 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"solvers"},
 }
 # The package itself imports what it exports; `python -m vars_ode` starts the command line.
-DOORS = {"vars_ode", "vars_ode.__main__", "vars_ode._solvers_guard"}
+DOORS = {"vars_ode", "vars_ode.__main__", "vars_ode._solvers_guard", "vars_ode._loading"}
 
 # Private attributes of others that are used all the same: name -> reason.
 FOREIGN_PRIVATES = {
     "_cdata": "the address of a torch storage, its only identity: two Python objects may stand for one storage",
+    "_DisableFuncTorch": "to read the numbers of a tensor within a transform, for error control",
     "_replace": "public for named tuples: the underscore keeps it apart from their fields",
     "_C": "torch's own functions, for the next line",
     "_current_level": "whether forward-mode differentiation is on; to ask each tensor takes three times as long",
     "_reset_state": "Accelerate keeps one state per process, and frees it in no other way",
+    "_exit": "os._exit ends a process from one of its threads, which sys.exit does not",
     "_functorch": "whether a value is wrapped by a transform of torch.func, which torch does not tell otherwise",
 }
 

@@ -86,6 +86,35 @@ def test_classes_are_those_of_the_training_folders(tmp_path: Path) -> None:
         clean_set(str(tmp_path), PREPROCESSING, 3)
 
 
+def test_a_part_of_imagenet_keeps_its_labels_beside_its_training_folders(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        class_tree(tmp_path / name, [WNIDS[7], WNIDS[3]], each=1)
+    pictures = clean_set(str(tmp_path), PREPROCESSING, 1000).open()
+    assert [pictures[i][1] for i in range(2)] == [3, 7]
+    assert [clean_set(str(tmp_path), PREPROCESSING, 2).open()[i][1] for i in range(2)] == [0, 1]
+
+
+def test_the_test_part_comes_before_the_one_that_chooses(tmp_path: Path) -> None:
+    for name, each in (("val", 1), ("test", 2)):
+        class_tree(tmp_path / name, ["a", "b"], each)
+    assert len(clean_set(str(tmp_path), PREPROCESSING, 2).open()) == 4
+
+
+def test_data_sets_of_timm(tmp_path: Path) -> None:
+    class_tree(tmp_path / "val", ["a", "b"])
+    found = clean_set("torch/image_folder", PREPROCESSING, 2, data_dir=str(tmp_path), split="val")
+    pictures = found.open()
+    assert [pictures[i][1] for i in range(4)] == [0, 0, 1, 1]
+    assert pictures[3][0].shape == (3, 16, 16)
+    (tmp_path / "val" / "b" / "picture1.png").write_bytes(b"no picture")
+    with pytest.raises(UnreadablePicture, match="picture 3 of the data set"):
+        pictures[3]
+    with pytest.raises(ValueError, match="has 2 classes and the model 3"):
+        clean_set("torch/image_folder", PREPROCESSING, 3, data_dir=str(tmp_path), split="val")
+    with pytest.raises(ValueError, match="timm cannot open the split 'validation' of 'torch/cifar10'"):
+        clean_set("torch/cifar10", PREPROCESSING, 10, data_dir=str(tmp_path))
+
+
 def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     class_tree(tmp_path, ["a", "b"])
     bad = tmp_path / "b" / "picture0.png"

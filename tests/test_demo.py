@@ -22,11 +22,12 @@ from workers import in_place_of_spawn
 import solvers
 from vars_ode.cli import app
 from vars_ode.data import fashion_mnist
+from vars_ode.evaluation import read_evaluation
 from vars_ode.models import available_attentions, vars_layers
 from vars_ode.report.study import write_report
 from vars_ode.saving import load_pretrained
 from vars_ode.study import run as study
-from vars_ode.study.measure import measure_solvers
+from vars_ode.study.measure import EVALUATION, measure_solvers, measured_images
 from vars_ode.study.plan import Plan
 from vars_ode.study.records import read_results
 from vars_ode.study.run import COLUMNS, Job, run_study
@@ -58,6 +59,20 @@ def test_results_are_complete(finished: Path) -> None:
     assert {"torch", "timm", "python", "vars-ode"} <= content["versions"].keys()
 
 
+def test_each_run_is_an_evaluation_that_reports_compare(finished: Path, tmp_path: Path) -> None:
+    runs = {name: finished / "runs" / f"{name}-seed0" / EVALUATION for name in ("softmax", "vars-sd-dictionary")}
+    with (finished / "results.csv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["attention"] == "softmax"]
+    found = read_evaluation(runs["softmax"])
+    stored = {(key.condition, key.severity): outcome.accuracy for key, outcome in found.outcomes.items()}
+    assert {(r["condition"], int(r["severity"])): float(r["accuracy"]) for r in rows} == stored
+    arguments = ["report", *(f"{name}={folder}" for name, folder in runs.items()), "--out", str(tmp_path / "report")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "vars-sd-dictionary against softmax, clean:" in result.output
+    assert "<!--" in (finished / "runs" / "softmax-seed0" / "README.md").read_text()  # the card has the table
+
+
 def test_a_plan_comes_back_from_its_stored_settings(finished: Path) -> None:
     assert Plan.from_dict(json.loads((finished / "settings.json").read_text())["settings"]) == TINY
 
@@ -66,7 +81,7 @@ def test_stored_weights_give_the_stored_accuracy(finished: Path) -> None:
     model = TINY.build("vars-sd-dictionary", seed=5)
     model.load_state_dict(load_file(finished / "runs" / "vars-sd-dictionary-seed0" / "model.safetensors"))
     model.eval()
-    images, labels = (tensor[: TINY.test_images] for tensor in fashion_mnist("test").tensors)
+    images, labels = measured_images(TINY).tensors
     with torch.no_grad():
         measured = (model(images).argmax(1) == labels).double().mean().item()
     with (finished / "results.csv").open(newline="") as file:

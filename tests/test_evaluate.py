@@ -197,6 +197,8 @@ def test_an_interrupted_evaluation_goes_on(
         run_evaluation(models[10], options, tmp_path / "out")
     assert list(read_evaluation(tmp_path / "out").outcomes) != []
     assert read_evaluation(tmp_path / "out").record["status"] == "running"
+    with pytest.raises(ValueError, match="is not finished"):
+        read_evaluation(tmp_path / "out").summary  # noqa: B018 (a property)
     found = run_evaluation(models[10], options, tmp_path / "out")
     assert measured == ["clean", "small_fog", "small_contrast", "small_contrast", "fgsm"]
     assert found.summary == whole.summary
@@ -319,6 +321,7 @@ def test_mce_by_alexnet_and_by_another_model(models: dict[int, Path], whole_imag
     assert list(errors) == list(IMAGENET_C)
     assert {len(values) for values in errors.values()} == {5}
     summary = found.summary["corruptions"]["imagenet-c"]
+    assert summary["images"] == "read"
     ratios = [np.mean(errors[name]) / ALEXNET_IMAGENET_C_ERRORS[name][0] for name in IMAGENET_C]
     assert summary["mce"] == pytest.approx(100 * np.mean(ratios))
     clean = 1 - found.accuracy()
@@ -346,6 +349,7 @@ def test_corruptions_of_other_images_are_not_compared(models: dict[int, Path], t
     run_evaluation(models[10], settings("small_fog", images=5), tmp_path / "base")
     found = run_evaluation(models[10], settings("small_fog"), tmp_path / "out", baseline=tmp_path / "base")
     assert "on other images under small small_fog 1" in found.summary["baseline"]["small"]["missing"]
+    assert found.summary["corruptions"]["small"]["images"] == "made"
     assert "give --baseline" in found.summary["corruptions"]["small"]["mce_missing"]
     assert errors_of(found.outcomes, "small")["small_fog"] == (1 - found.accuracy("small", "small_fog", 1),)
 
@@ -544,11 +548,13 @@ def test_the_command(models: dict[int, Path], tmp_path: Path) -> None:
         (["--images", "5000"], "there are 1000 pictures"),
         (["--baseline", "nowhere"], "holds no evaluation"),
         (["--batch-size", "0"], "batch_size"),
+        (["--device", "cuda"], "there is no GPU"),
     ],
 )
-def test_mistakes_on_the_command_line(
-    arguments: list[str], message: str, models: dict[int, Path], tmp_path: Path
+def test_mistakes_of_a_command(
+    arguments: list[str], message: str, models: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = invoke(str(models[10]), *arguments, "--out", str(tmp_path / "out"))
     assert result.exit_code == 2, result.output
     assert message in result.output

@@ -29,10 +29,9 @@ def layer_with(solver: str, adjoint: str) -> VARSAttention:
 
 def is_defined(solver: str, adjoint: str) -> bool:
     relaxes = solvers.get(solver).reaches_equilibrium
-    stepping = relaxes or solver in ("euler", "midpoint", "heun", "rk4", "exponential_euler")
     return {
         "direct": solver != "scipy",
-        "checkpointed": stepping,
+        "checkpointed": solver != "scipy",
         "continuous": not relaxes,
         "implicit": True,
         "truncated": True,

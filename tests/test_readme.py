@@ -113,6 +113,13 @@ def ready_to_evaluate(arguments: list[str]) -> None:
         run_evaluation(arguments[1], measured, given["--baseline"])
 
 
+def ready_to_report(arguments: list[str]) -> None:
+    """An evaluated model in each folder that the command names."""
+    for seed, run in enumerate(argument for argument in arguments if "=" in argument):
+        vars_ode.save_pretrained(TINY.build("vars-sd-coupling", seed=seed), "model")
+        run_evaluation("model", EvaluationSettings(conditions=("clean",), images=4), run.partition("=")[2])
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_exists(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program, *arguments = shlex.split(command)
@@ -130,6 +137,8 @@ def test_command_exists(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
             vars_ode.save_pretrained(TINY.build("vars-sd-coupling", seed=0), arguments[1])
         if arguments[0] == "evaluate":
             ready_to_evaluate(arguments)
+        if arguments[0] == "report":
+            ready_to_report(arguments)
         if arguments[0] == "train":
             arguments = ready_to_train(arguments)
         result = CliRunner().invoke(app, arguments + SMALLER.get(arguments[0], []))

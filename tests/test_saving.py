@@ -1,5 +1,6 @@
 """A saved model comes back as it was: layers, settings, precision; and what is refused, with which words."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models import VisionTransformer
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ import solvers
 import vars_ode
 from vars_ode import CheckpointError, ModelSpec, load_checkpoint, load_pretrained, save_checkpoint, save_pretrained
 from vars_ode.checkpoints import folder as folders
+from vars_ode.checkpoints.checksum import checksum
 from vars_ode.models import vars_layers
 
 NAMES = vars_ode.available_attentions()
@@ -450,12 +453,19 @@ def copy(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
+def reseal(description: dict[str, Any], folder: Path) -> None:
+    """Let the checksum of a description be right again."""
+    with contextlib.suppress(SafetensorError):
+        description["checksum"] = checksum(description, load_file(folder / "model.safetensors"))
+
+
 def edit(folder: Path, **entries: Any) -> None:
     """Change entries of the description, or of the specification in it."""
     config = json.loads((folder / "config.json").read_text())
     for name, value in entries.items():
         target = config["vars_ode"]["spec"] if name in config["vars_ode"]["spec"] else config["vars_ode"]
         target[name] = value
+    reseal(config["vars_ode"], folder)
     (folder / "config.json").write_text(json.dumps(config))
 
 

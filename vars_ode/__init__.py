@@ -4,10 +4,13 @@ layer = vars_ode.VARSAttention(dim=192, num_heads=3, dictionary="softmax", solve
 """
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
+from vars_ode._loading import stop_quietly
 from vars_ode._solvers_guard import check_solvers
 
+stop_quietly()
 check_solvers()
 
 from vars_ode import dictionaries as dictionaries  # noqa: E402
@@ -43,6 +46,8 @@ from vars_ode.saving import load_pretrained as load_pretrained  # noqa: E402
 from vars_ode.saving import save_checkpoint as save_checkpoint  # noqa: E402
 from vars_ode.saving import save_pretrained as save_pretrained  # noqa: E402
 from vars_ode.weight_decay import no_weight_decay as no_weight_decay  # noqa: E402
+
+logging.getLogger("vars_ode").addHandler(logging.NullHandler())  # silent until the program sets up logging
 
 __version__ = "0.1.0"
 

@@ -234,10 +234,10 @@ class VARSAttention(ReconstructionLayer):
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (batch, heads, tokens, head_dim); tied keys are the queries themselves."""
-        check_tokens(x, self.dim)
+        check_tokens(x, self.dim, self.qkv.weight)
         parts = 2 if self.dictionary.tied else 3
         projected = self.qkv(x).reshape(x.shape[0], x.shape[1], parts, self.num_heads, self.head_dim)
-        projected = projected.permute(2, 0, 3, 1, 4)
+        projected = projected.permute(2, 0, 3, 1, 4).contiguous()  # which each product would do by itself
         q = self.q_norm(projected[0])
         return q, q if self.dictionary.tied else self.k_norm(projected[1]), projected[parts - 1]
 

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+import solvers
 from vars_ode import grids
 from vars_ode.configured import configured
 from vars_ode.dictionaries.random_features import gaussian_projection, log_features
 from vars_ode.grids import Grid
-from vars_ode.layer import head_width, refuse_unsupported, warn_of_nonfinite
+from vars_ode.layer import check_tokens, head_width, refuse_unsupported, warn_of_nonfinite
 from vars_ode.masks import split_mask
 
 
@@ -73,6 +74,8 @@ class PerformerAttention(nn.Module):
         super().__init__()
         refuse_unsupported("PerformerAttention", qk_norm=qk_norm, scale_norm=scale_norm, attn_drop=attn_drop)
         self.num_heads, self.head_dim = num_heads, head_width(dim, num_heads)
+        if num_features is not None:
+            solvers.checks.positive_int("num_features", num_features)
         self.num_features = num_features or 2 * self.head_dim
         self.normalize_queries = normalize_queries
         projection = gaussian_projection(num_heads, self.head_dim, self.num_features, False, device)
@@ -97,6 +100,7 @@ class PerformerAttention(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Tokens (batch, tokens, dim) to the same; masks must be the same for every query, (..., 1, tokens)."""
+        check_tokens(x, self.qkv.in_features, self.qkv.weight)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(v.dtype, torch.float32)
@@ -149,7 +153,7 @@ class PositionScaledAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = num_heads, head_width(dim, num_heads)
-        self.grid = grid
+        self.grid = grid = grids.check_grid(grid)
         tokens = math.prod(grid)
         self.position_scale = nn.Parameter(torch.ones(num_heads, tokens, tokens, device=device, dtype=dtype))
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
@@ -159,6 +163,8 @@ class PositionScaledAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
         """Tokens (batch, tokens, dim) on `grid` = (height, width), by default the layer's own, to the same."""
+        check_tokens(x, self.qkv.in_features, self.qkv.weight)
+        grids.check_tokens(grid or self.grid, x.shape[1])
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         logits = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
         weights = self.attn_drop((logits * self._scale_on(grid or self.grid)).softmax(-1))

@@ -14,8 +14,9 @@ from vars_ode import fourier, grids
 from vars_ode.configured import configured
 from vars_ode.dictionaries import ReadOut
 from vars_ode.fields import DYNAMICS, ReconstructionArgs
+from vars_ode.folding import fold_before
 from vars_ode.fourier import to_maps, to_spectrum
-from vars_ode.grids import Grid
+from vars_ode.grids import Grid, known_number
 from vars_ode.layer import ReconstructionLayer, check_tokens, refuse_unsupported, warn_of_nonfinite
 from vars_ode.representation import tensor_repr
 
@@ -193,7 +194,7 @@ class VARSConvAttention(ReconstructionLayer):
         self.v = nn.Linear(dim, dim, bias=bias if qkv_bias is None else qkv_bias, **factory)
         self.kernel = nn.Parameter(torch.empty(dim, num_filters, *half, **factory))
         self.output_kernel = nn.Parameter(torch.empty(dim, *half, **factory))
-        self.norm = nn.BatchNorm2d(dim, **factory)
+        self.norm: nn.Module = nn.BatchNorm2d(dim, **factory)
         self.proj = nn.Linear(dim, dim, bias=bias if proj_bias is None else proj_bias, **factory)
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_parameters()
@@ -251,18 +252,27 @@ class VARSConvAttention(ReconstructionLayer):
         if attn_mask is not None or is_causal:
             raise ValueError("VARSConvAttention has filters over the whole grid, which no mask can be applied to")
         grid = self._layout(x, grid)
+        if self.training and len(x) * x.shape[1] == 1:
+            raise ValueError(
+                "batch normalisation has no statistics of a single token of a single image: train on larger batches, "
+                "or call eval() first"
+            )
         args, read_out = self.problem(x, grid=grid)
         with torch.autocast(x.device.type, enabled=False):
             solution = self._integrate(args, x)
-            maps = read_out(self.field.code(solution.y1, args)).view(len(x), -1, *grid)
+            maps = read_out(self.field.code(solution.y1, args)).view(len(x), self.v.out_features, *grid)
             maps = to_maps(self._filters(self.output_kernel, grid, maps.dtype) * to_spectrum(maps), grid)
         tokens = self.norm(maps.to(x.dtype)).flatten(2).transpose(1, 2)
         output = self.proj(tokens)
         warn_of_nonfinite(self, x, output, solution)
         return self.proj_drop(output)
 
+    def fold_norms(self) -> None:
+        """Fold the BatchNorm of evaluation mode into the projection behind it, in place: for deployment."""
+        self.norm = fold_before(self.norm, self.proj)
+
     def _project(self, x: Tensor) -> tuple[Tensor]:
-        check_tokens(x, self.v.in_features)
+        check_tokens(x, self.v.in_features, self.v.weight)
         return (self.v(x).transpose(1, 2)[..., None],)
 
     def _state_problem(  # type: ignore[override]
@@ -295,22 +305,24 @@ class VARSConvAttention(ReconstructionLayer):
         return 1 / bound.clamp_min(torch.finfo(bound.dtype).eps)[:, None, None, None]
 
     def _layout(self, x: Tensor, grid: Grid | None) -> Grid:
-        check_tokens(x, self.v.in_features)
+        check_tokens(x, self.v.in_features, self.v.weight)
         return self._grid(x.shape[1], grid)
 
     def _grid(self, tokens: int, grid: Grid | None) -> Grid:
         """The grid of a number of tokens: the one given, or the model's, or the layer's own, or a square."""
+        tokens = known_number(tokens)
         side = math.isqrt(tokens)
         if grid is None and self.layout is not None and not self.layout.num_prefix_tokens:
             grid, _ = self.token_grid(tokens)
         if grid is None:
             grid = self.grid if tokens == math.prod(self.grid) else (side, side)
+        grid = grids.check_grid(grid)
         if math.prod(grid) != tokens:
             raise ValueError(
                 f"{tokens} tokens do not fill the grid {tuple(grid)}; give forward the grid they lie on, "
                 "grid=(height, width). Class and register tokens are not supported"
             )
-        return (grid[0], grid[1])
+        return grid
 
     def extra_repr(self) -> str:
         return (

@@ -91,7 +91,10 @@ class _SoftThreshold(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, threshold: Tensor) -> Tensor:
-        return x - torch.maximum(torch.minimum(x, threshold), -threshold)
+        clamped = torch.minimum(x, threshold)
+        if clamped.shape != x.shape or is_transformed((x, threshold)) or torch.compiler.is_compiling():
+            return x - torch.maximum(clamped, -threshold)
+        return torch.sub(x, torch.maximum(clamped, -threshold, out=clamped), out=clamped)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -251,6 +254,19 @@ def _dense(args: ReconstructionArgs) -> Tensor | None:
     return gram if isinstance(gram, Tensor) else getattr(gram, "matrix", None)
 
 
+def _slope(a: Tensor, args: ReconstructionArgs) -> Tensor:
+    """b - H a, by one product where shapes allow it, with no further pass over memory.
+
+    Not where gradients are recorded: that of this product with respect to H takes a pass over a matrix more.
+    """
+    matrix = _dense(args)
+    fits = matrix is not None and a.ndim > 2 and matrix.shape[:-2] == a.shape[:-2] == args.drive.shape[:-2]
+    if torch.is_grad_enabled() or matrix is None or not fits:
+        return args.drive - args.gram @ a
+    flat = (part.flatten(0, -3) for part in (args.drive, matrix, a))
+    return torch.baddbmm(*flat, alpha=-1).view(a.shape)
+
+
 def _nonzero(code: Tensor) -> Tensor:
     """1 where an entry is not 0, else 0: a comparison and its conversion take four times as long on a CPU."""
     return code.sign().abs_().nan_to_num_(nan=1.0)
@@ -290,7 +306,7 @@ class ProximalFlow(_SparseReconstruction):
 
     def iterate(self, a: Tensor, args: ReconstructionArgs) -> Tensor:
         """a + da/dt = S(a - eta (G a - b); eta lam), a step of ISTA."""
-        moved = torch.addcmul(a, args.rate, args.drive - args.gram @ a)
+        moved = torch.addcmul(a, args.rate, _slope(a, args))
         return THRESHOLDS[self.threshold](moved, args.rate * args.sparsity)
 
     def iteration(self, args: ReconstructionArgs) -> Callable[[Tensor], Tensor]:
@@ -358,7 +374,7 @@ class LCA(_SparseReconstruction):
 
     def state(self, code: Tensor, args: ReconstructionArgs) -> Tensor:
         """The potentials u = a + eta (b - G a) of an equilibrium whose code is `code`."""
-        return torch.addcmul(code, args.rate, args.drive - args.gram @ code)
+        return torch.addcmul(code, args.rate, _slope(code, args))
 
     def solve_transposed(self, u: Tensor, args: ReconstructionArgs, grad: Tensor) -> Tensor | None:
         """As of `ProximalFlow`; here J = (I - eta H) D - I: w = grad off the support, and eta (H^T w)_S = grad_S."""

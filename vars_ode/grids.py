@@ -1,6 +1,7 @@
 """Grids of tokens: checks, inference from a number of tokens, and resampling of maps."""
 
 import math
+import operator
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ class TokenLayout:
     def check(self, tokens: int) -> None:
         """A ValueError unless a sequence has as many tokens."""
         expected = math.prod(self.grid) + self.num_prefix_tokens
+        tokens = known_number(tokens)
         if tokens != expected:
             raise ValueError(
                 f"the model that this layer belongs to has {self.num_prefix_tokens} tokens before a grid of "
@@ -47,8 +49,18 @@ def check_tokens(grid: Grid, tokens: int) -> None:
         raise ValueError(f"the grid {tuple(grid)} has {math.prod(grid)} positions, but there are {tokens} tokens")
 
 
+def known_number(tokens: int) -> int:
+    """A number of tokens whose value decides what is computed, under torch.compile too.
+
+    Shapes that torch.compile keeps open are symbols, which have no square root. A grid belongs to one number of tokens:
+    asking for it compiles once for each, and leaves the size of the batch open.
+    """
+    return operator.index(tokens)
+
+
 def infer_grid(tokens: int) -> tuple[Grid, int]:
     """(square grid, number of prefix tokens) of a sequence: the largest square, behind at most eight prefix tokens."""
+    tokens = known_number(tokens)
     side = math.isqrt(tokens)
     prefix = tokens - side**2
     if side == 0 or prefix > MAX_PREFIX_TOKENS:

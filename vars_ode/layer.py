@@ -116,6 +116,8 @@ class ReconstructionLayer(nn.Module, ABC):
         is the attention matrix. It takes one backward pass per token through the steps of the solve.
         """
         refuse_transforms("attention_map", [x], "call it outside; it takes batches")
+        if not isinstance(x, Tensor):
+            raise ValueError(f"expected tokens as a tensor (batch, tokens, dim), got {type(x).__name__}")
         with torch.inference_mode(False), torch.enable_grad():
             *others, v = (part.detach() for part in self._project(x.clone()))
             v.requires_grad_()
@@ -155,8 +157,10 @@ class ReconstructionLayer(nn.Module, ABC):
             raise ValueError(f"this layer's field descends no energy: {reason}")
         states = self._integrate(args, x, save_at).ys
         with torch.autocast(x.device.type, enabled=False):
-            values = torch.stack([measure(self.field.code(state, args), args) for state in states])
-        return values if values.ndim == 3 else joined(values.flatten(3), dim=-1)
+            measured = torch.stack([measure(self.field.code(state, args), args) for state in states])
+        measured = measured if measured.ndim == 3 else joined(measured.flatten(3), dim=-1)
+        _warn_of_overflow(measured, states)
+        return measured
 
     def _integrate(
         self,
@@ -316,12 +320,22 @@ def shared_copy(module: M) -> M:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
-def check_tokens(x: Tensor, dim: int) -> None:
-    """A ValueError unless `x` is floating point tokens (batch, tokens, dim), at least one of them."""
+def check_tokens(x: Tensor, dim: int, weight: Tensor | None = None) -> None:
+    """A ValueError unless `x` is floating point tokens (batch, tokens, dim), at least one of them, in the type of the
+    projection's `weight`; autocast brings them together, but for float64, which it leaves alone."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"expected tokens as a tensor (batch, tokens, {dim}), got {type(x).__name__}")
     if x.ndim != 3 or x.shape[-1] != dim or x.shape[1] == 0 or not x.is_floating_point():
         raise ValueError(
             f"expected floating point tokens (batch, tokens, {dim}), at least one token, got {x.dtype} of shape "
             f"{tuple(x.shape)}"
+        )
+    if not isinstance(weight, Tensor) or x.dtype == weight.dtype or not weight.is_floating_point():
+        return
+    if not torch.is_autocast_enabled(x.device.type) or torch.float64 in (x.dtype, weight.dtype):
+        raise ValueError(
+            f"tokens are {x.dtype} and the weights of the layer {weight.dtype}: cast one of them, such as "
+            f"x.to({weight.dtype}), or call the layer under torch.autocast"
         )
 
 
@@ -379,6 +393,18 @@ def warn_of_nonfinite(layer: nn.Module, x: Tensor, output: Tensor, solution: sol
         "normalisation layer before this one, or use a wider type",
         solvers.SolverWarning,
         stacklevel=3,
+    )
+
+
+def _warn_of_overflow(measured: Tensor, states: Tensor) -> None:
+    """A warning if a measure of states is not finite though they are; others were warned of by the solve."""
+    if is_traced(measured) or bool(values(measured).isfinite().all()) or not bool(values(states).isfinite().all()):
+        return
+    warnings.warn(
+        f"an energy or residual along the solve outgrew {measured.dtype}, though its states are finite: scale the "
+        "input, or measure the layer in float64",
+        solvers.SolverWarning,
+        stacklevel=4,
     )
 
 

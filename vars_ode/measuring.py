@@ -33,6 +33,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def check_device(name: str) -> torch.device:
+    """The device of that name; a ValueError where torch has none, or cannot reach it here."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"there is no device {name!r} here ({reason}); take cpu, or cuda where there is one") from None
+    return device
+
+
 class Cost(NamedTuple):
     """Milliseconds of the fastest of several runs, and the peak of the memory that one run allocates, in KiB."""
 
@@ -71,6 +82,7 @@ def interleaved(
     device: torch.device,
     repeats: int = 15,
     of: Callable[[Sequence[float]], float] = statistics.median,
+    processor: bool = False,
 ) -> list[float]:
     """Milliseconds of each of several runs that take turns, so that a busy machine is busy for all of them.
 
@@ -79,11 +91,13 @@ def interleaved(
         device: that they run on.
         repeats: timed turns, after one that warms up.
         of: what is made of the times of a run: their median, or `min`, which other processes disturb least.
+        processor: on a CPU, time of the processor instead, in which waits for other processes do not count.
     """
+    alone = processor and device.type == "cpu"
     times: list[list[float]] = [[] for _ in runs]
     for turn in range(repeats + 1):
         for run, record in zip(runs, times, strict=True):
-            _, milliseconds = timed(run, device)
+            _, milliseconds = processor_time(run) if alone else timed(run, device)
             if turn:  # the first turn warms up
                 record.append(milliseconds)
     return [of(record) for record in times]

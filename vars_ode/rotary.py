@@ -101,7 +101,7 @@ class VARSRotaryAttention(VARSAttention):
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values before their rotation, each (batch, heads, tokens, head_dim)."""
         if self.qkv is None:
-            check_tokens(x, self.dim)
+            check_tokens(x, self.dim, self.q_proj.weight)
             q = self._heads(self.q_proj(x), self.num_heads)
             k, v = (self._heads(projection(x), self.num_kv_heads) for projection in (self.k_proj, self.v_proj))
             groups = self.num_heads // self.num_kv_heads
@@ -111,7 +111,7 @@ class VARSRotaryAttention(VARSAttention):
             return self.q_norm(q), k, v
         if self.q_bias is None or self.v_bias is None:
             return super().queries_keys_values(x)
-        check_tokens(x, self.dim)
+        check_tokens(x, self.dim, self.qkv.weight)
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         projected = F.linear(x, self.qkv.weight, bias)
         projected = projected.reshape(x.shape[0], x.shape[1], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)

@@ -134,7 +134,7 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise RuntimeError(
+            raise SolverError(
                 "the adjoint 'continuous' has no second derivative, as its backward solve is not differentiated: it "
                 "was asked for one by create_graph=True; use adjoint='direct'"
             )

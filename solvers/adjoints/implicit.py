@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from solvers.adjoints.adjoint import Adjoint, seeks_equilibrium
-from solvers.checks import positive_int, positive_number
+from solvers.checks import positive_int, positive_number, rate_of_state
 from solvers.krylov import gmres
-from solvers.solution import Solution, SolverWarning, Status
+from solvers.solution import Solution, SolverError, SolverWarning, Status
 from solvers.solver import Loop
 from solvers.tracing import refuse_transforms, values
 from solvers.tree import map_tensors, tensors
@@ -64,7 +64,7 @@ class Implicit(Adjoint):
         field, end = loop.problem.field, loop.problem.t1 if math.isfinite(loop.problem.t1) else loop.problem.t0
         t = torch.tensor(end, dtype=y0.dtype, device=y0.device)
         equilibrium = solution.y1.detach()  # without any step it is y0 itself, with what is upstream of that
-        rate = field(t, equilibrium, args)  # its graph leads to all that the field reads
+        rate = rate_of_state(field(t, equilibrium, args), equilibrium)  # its graph leads to all that the field reads
         if not (rate.requires_grad or y0.requires_grad):
             return solution
         warn_of_motion(solution)
@@ -85,7 +85,7 @@ class _Equilibrium(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise RuntimeError(
+            raise SolverError(
                 "the adjoint 'implicit' has no second derivative: it was asked for one by create_graph=True; use "
                 "adjoint='direct' with enough steps to reach the equilibrium"
             )
@@ -132,7 +132,7 @@ class _Trajectory(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
+        raise SolverError(
             f"the adjoint {ctx.name!r} differentiates the equilibrium `y1` alone, but a gradient of the saved states "
             "`ys` was asked for: use `y1`, or adjoint='direct' or 'checkpointed'"
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from solvers.adjoints.adjoint import Adjoint
 from solvers.adjoints.implicit import refuse_finite_horizons, trajectory_without_gradient, warn_of_motion
-from solvers.checks import positive_int
+from solvers.checks import positive_int, rate_of_state
 from solvers.field import iterates
 from solvers.solution import Solution
 from solvers.solver import Loop
@@ -47,7 +47,7 @@ class Truncated(Adjoint):
         t = torch.tensor(loop.problem.t0, dtype=y0.dtype, device=y0.device)
         y = solution.y1.detach() + 0 * y0  # connected to y0, whose gradient is zero
         for _ in range(self.steps):
-            y = field.iterate(y, args) if iterates(field) else y + field(t, y, args)
+            y = field.iterate(y, args) if iterates(field) else y + rate_of_state(field(t, y, args), y)
         y = solution.y1.detach() + (y - y.detach())  # the answer of the solve, with the gradient of the steps
         ys = y[None] if loop.problem.save_at is None else trajectory_without_gradient(solution.ys, y, "truncated")
         return replace(solution, ys=ys, y1=y)

@@ -15,15 +15,25 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.bookkeeping import Bookkeeping, interior_times, last_time, smallest_step, solution, trivial_solution
+from solvers.bookkeeping import (
+    Bookkeeping,
+    interior_times,
+    is_trivial,
+    last_time,
+    norms,
+    smallest_step,
+    solution,
+    trivial_solution,
+)
 from solvers.checks import rate_of_state
 from solvers.solution import Solution
 from solvers.solver import Loop, Problem
 from solvers.steady_state import max_norm
-from solvers.tracing import refuse_transforms
+from solvers.tracing import on_host, refuse_transforms
 from solvers.tree import tensors
 
 METHODS = {"bosh3": 3, "dopri5": 5, "dopri8": 8}  # and their orders
@@ -41,12 +51,14 @@ class TorchdiffeqLoop(Loop):
 
     def run(self, y0: Tensor, args: Any) -> Solution:
         refuse_transforms("the back end torchdiffeq", [y0, *tensors(args)], "take 'tsit5', 'dopri5' or fixed steps")
-        return trivial_solution(self.problem, y0, per_sample=False) or self._integrate(y0, args)
+        if is_trivial(self.problem, y0):
+            return trivial_solution(self.problem, y0, per_sample=False)
+        return self._integrate(y0, args)
 
     def _integrate(self, y0: Tensor, args: Any) -> Solution:
         problem = self.problem
-        run = _Run(self, y0, args, Bookkeeping(y0, problem.until, self.max_steps))
-        while bool(run.progress.active.any()):
+        run = _Run(self, y0, args, Bookkeeping(len(y0), problem.until, self.max_steps))
+        while not run.progress.done:
             run.begin_segment()
             with contextlib.suppress(_SegmentEnd):
                 self.advance(run, run.t, run.y, run.end, run.first_step())
@@ -56,7 +68,7 @@ class TorchdiffeqLoop(Loop):
         times, states = zip(*run.steps, strict=True)
         ts = torch.tensor(times, dtype=y0.dtype, device=y0.device)
         ys = torch.stack([run.returned(y) for y in states])
-        return Solution(ts, ys, ys[-1], run.progress.status, run.progress.stats())
+        return run.progress.solution(ts, ys, ys[-1])
 
     def advance(self, run: "_Run | _SubStep", t: float, y: Tensor, end: float, first_step: float) -> None:
         """One call of `odeint`, whose last step ends at `end` exactly."""
@@ -96,13 +108,17 @@ class _Run:
         self.dt: float | None = None
         self.calls = 0
         self.rate = self._field(torch.tensor(problem.t0, dtype=y0.dtype, device=y0.device), self.y)
-        progress.begin(y0, self.rate, self._take_calls())
-        self.error_ratio = torch.full_like(progress.residual, torch.inf)
+        progress.begin(self._take_calls(), *norms(y0, self.rate))
+        self.error_ratio = torch.full((len(y0),), torch.inf, dtype=y0.dtype, device=y0.device)
         self.steps = [(self.t, self.y)]
 
     def returned(self, y: Tensor) -> Tensor:
         """States as they are returned: samples with a nonfinite start, solved as zero, get that start back."""
         return torch.where(self._finite_start, y, self._y0)
+
+    @property
+    def active(self) -> Tensor:
+        return torch.from_numpy(self.progress.active).to(self.y.device)
 
     def begin_segment(self) -> None:
         self.trial_y, self.trial_rate = self.y, self.rate
@@ -110,7 +126,7 @@ class _Run:
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         rate = self.rate if y is self.y else self._field(t, y)  # known at the start of a segment from the one before
         self.trial_y, self.trial_rate = y, rate
-        return torch.where(self._per_sample(self.progress.active, y), rate, 0.0)
+        return torch.where(self._per_sample(self.active, y), rate, 0.0)
 
     @torch.no_grad()
     def first_step(self) -> float:
@@ -121,7 +137,7 @@ class _Run:
         """
         if self.dt is not None:
             return self.dt
-        active, scale = self.progress.active, self.loop.atol + self.loop.rtol * self.y.abs()
+        active, scale = self.active, self.loop.atol + self.loop.rtol * self.y.abs()
         size, speed = _rms(self.y / scale)[active], _rms(self.rate / scale)[active]
         h = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).min()
         rate_ahead = self._field((self.t + self.direction * h).to(self.y), self.y + self.direction * h * self.rate)
@@ -135,14 +151,14 @@ class _Run:
         """The worst root mean square among active samples; NaN counts as infinite, so that the step is rejected."""
         norms = _rms(scaled.detach())
         self.error_ratio = torch.where(norms.isnan(), torch.inf, norms)
-        return torch.where(self.progress.active, self.error_ratio, 0.0).max()
+        return torch.where(self.active, self.error_ratio, 0.0).max()
 
     def callback_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
         self.dt = float(dt)
         if self.dt < float(smallest_step(self.problem, self.t)):
-            active = self.progress.active
-            failing = active & ~(self.error_ratio <= 1)
-            self.progress.underflow(failing if bool(failing.any()) else active, ~self.error_ratio.isfinite())
+            active, ratio = self.progress.active, on_host(self.error_ratio)
+            failing = active & ~(ratio <= 1)
+            self.progress.underflow(failing if failing.any() else active, ~np.isfinite(ratio))
             self.dt = None
             raise _SegmentEnd
 
@@ -167,10 +183,9 @@ class _Run:
 
     def _report(self, accepted: bool) -> None:
         progress, before = self.progress, self.progress.active
-        everywhere = torch.full_like(before, accepted)
-        ended = torch.full_like(before, self.t == self.end)
-        progress.trial(everywhere, self.y, self.rate, ended, self._take_calls())
-        if not bool((progress.active == before).all()):
+        everywhere, ended = (np.full_like(before, flag) for flag in (accepted, self.t == self.end))
+        progress.trial(everywhere, ended, self._take_calls(), *norms(self.y, self.rate))
+        if not np.array_equal(progress.active, before):
             raise _SegmentEnd
 
     def _field(self, t: Tensor, y: Tensor) -> Tensor:

@@ -13,11 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.bookkeeping import Bookkeeping, interior_times, last_time, smallest_step, solution, trivial_solution
+from solvers.bookkeeping import (
+    Bookkeeping,
+    interior_times,
+    is_trivial,
+    last_time,
+    norms,
+    smallest_step,
+    solution,
+    trivial_solution,
+)
 from solvers.checks import rate_of_state
 from solvers.solution import Solution
 from solvers.solver import Loop, Problem
-from solvers.tracing import refuse_vmap
+from solvers.tracing import on_host, refuse_vmap
 from solvers.tree import tensors
 
 METHODS = ("dopri5", "tsit5")
@@ -36,13 +45,13 @@ class TorchodeLoop(Loop):
 
     def run(self, y0: Tensor, args: Any) -> Solution:
         refuse_vmap("error control", [y0, *tensors(args)])
-        return trivial_solution(self.problem, y0, per_sample=True) or self._integrate(y0, args)
+        return trivial_solution(self.problem, y0) if is_trivial(self.problem, y0) else self._integrate(y0, args)
 
     def _integrate(self, y0: Tensor, args: Any) -> Solution:
         import torchode  # takes longer to import than all of `solvers`; most users of fixed steps never need it
 
         flat = y0.reshape(y0.shape[0], -1)
-        run = _Run(self.problem, y0.shape, Bookkeeping(flat, self.problem.until, self.max_steps))
+        run = _Run(self.problem, flat, y0.shape, Bookkeeping(len(flat), self.problem.until, self.max_steps))
         method = {"dopri5": torchode.Dopri5, "tsit5": torchode.Tsit5}[self.method](term=None)
         controller = torchode.IntegralController(atol=self.atol, rtol=self.rtol).to(y0.device)
         adjoint = torchode.AutoDiffAdjoint(
@@ -75,13 +84,13 @@ class _Run:
         steps: for `save_at="steps"`: times, states, and which samples reached them by an accepted step.
     """
 
-    def __init__(self, problem: Problem, shape: torch.Size, progress: Bookkeeping) -> None:
+    def __init__(self, problem: Problem, y0: Tensor, shape: torch.Size, progress: Bookkeeping) -> None:
         self.problem = problem
         self.shape = shape
         self.progress = progress
         self.span = (problem.t0, last_time(problem))
         self.direction = 1.0 if self.span[1] >= self.span[0] else -1.0
-        self.y = torch.empty(0)
+        self.y = y0
         self.calls = 0
         self.last_rate: Tensor | None = None
         self.nonfinite: Tensor | None = None
@@ -99,6 +108,10 @@ class _Run:
         self.last_rate = rate.detach()
         return rate
 
+    @property
+    def active(self) -> Tensor:
+        return torch.from_numpy(self.progress.active).to(self.y.device)
+
     def take_calls(self) -> int:
         calls, self.calls = self.calls, 0
         return calls
@@ -112,7 +125,7 @@ class _Run:
         y1 = self.y.view(self.shape)
         if self.problem.save_at == "steps":
             ts, ys = self._packed_steps()
-            return Solution(ts, ys.view(-1, *self.shape), y1, self.progress.status, self.progress.stats())
+            return self.progress.solution(ts, ys.view(-1, *self.shape), y1)
         # torchode leaves times after a sample's end without a value
         states = {}
         for i, t in enumerate(times):
@@ -150,7 +163,7 @@ class _Method:
     ) -> Any:
         out = self._method.step(term, running, y0, t0, dt, state, stats=stats, args=args)
         finite = out[0].y.isfinite().all(1) & out[0].error_estimate.isfinite().all(1)
-        nonfinite = self._run.progress.active & ~finite
+        nonfinite = self._run.active & ~finite
         if torch.is_grad_enabled() and bool(nonfinite.any()):
             without = torch.where(nonfinite, 0.0, dt)
             out = self._method.step(term, running, y0, t0, without, state, stats=stats, args=args)
@@ -171,14 +184,14 @@ class _Controller:
     ) -> tuple[Tensor, Any, Tensor]:
         dt, state, rate = self._controller.init(term, problem, method_order, dt0, stats=stats, args=args)
         run, progress = self._run, self._run.progress
-        progress.begin(problem.y0, rate, run.take_calls())
-        run.move(problem.t_start, problem.y0, torch.ones_like(progress.active))
-        if not bool(progress.active.any()):
+        progress.begin(run.take_calls(), *norms(problem.y0, rate))
+        run.move(problem.t_start, problem.y0, torch.ones_like(run.active))
+        if progress.done:
             raise _NothingToDo
         dt = dt.detach()
         tiny = run.direction * 1e-6 * min(1.0, abs(run.span[1] - run.span[0]))
         dt = torch.where(dt.isfinite() & (dt != 0), dt, tiny)
-        return torch.where(progress.active, dt, 0.0), state, rate
+        return torch.where(run.active, dt, 0.0), state, rate
 
     @torch.no_grad()
     def _adapt(
@@ -196,12 +209,14 @@ class _Controller:
         run, progress = self._run, self._run.progress
         accept, dt_next, state = self._adapt(t0, dt, y0, step_result, state, stats)
         t = t0 + dt
-        ended = run.direction * (t - run.span[1]) >= 0
         assert run.last_rate is not None  # both methods end a step with the field at its end
         assert run.nonfinite is not None
-        moved = progress.trial(accept, step_result.y, run.last_rate, ended, run.take_calls())
-        progress.underflow(dt_next.abs() < smallest_step(run.problem, t0), run.nonfinite)
+        ended = on_host(run.direction * (t - run.span[1]) >= 0)
+        moved_there = progress.trial(on_host(accept), ended, run.take_calls(), *norms(step_result.y, run.last_rate))
+        too_small = on_host(dt_next.abs()) < smallest_step(run.problem, on_host(t0))
+        progress.underflow(too_small, on_host(run.nonfinite))
+        moved = torch.from_numpy(moved_there).to(t.device)
         t, y = torch.where(moved, t, t0), torch.where(moved[:, None], step_result.y, y0)
         run.move(t, y, moved)
-        stop = torch.zeros_like(progress.status) if bool(progress.active.any()) else torch.ones_like(progress.status)
-        return moved, torch.where(progress.active, dt_next, 0.0), state, stop
+        stop = torch.full(t.shape, int(progress.done), device=t.device)
+        return moved, torch.where(run.active, dt_next, 0.0), state, stop

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import solvers
 
+EVERY_ADJOINT = ("direct", "checkpointed", "continuous", "implicit", "truncated")
 Kind = Literal["fixed", "relaxation", "adaptive"]
 
 
@@ -91,7 +92,7 @@ def _fixed(name: str, cls: Any, order: int, evals: int, accurate: int, accuracy:
         order=order,
         with_steps=lambda n: cls(num_steps=n),
         evals_per_step=evals,
-        adjoints=("direct", "checkpointed", "continuous", "implicit", "truncated"),
+        adjoints=EVERY_ADJOINT,
     )
 
 
@@ -128,17 +129,10 @@ SOLVERS = [
     _fixed("heun", solvers.Heun, order=2, evals=2, accurate=200, accuracy=1e-4),
     _fixed("rk4", solvers.RK4, order=4, evals=4, accurate=100, accuracy=1e-6),
     _fixed("exponential_euler", solvers.ExponentialEuler, order=1, evals=1, accurate=1000, accuracy=2e-3),
-    _adaptive(
-        "bosh3",
-        solvers.Bosh3,
-        tolerance=1e-4,
-        fine=1e-7,
-        adjoints=("direct", "continuous", "implicit", "truncated"),
-        per_sample=False,
-    ),
-    _adaptive("dopri5", solvers.Dopri5, adjoints=("direct", "continuous", "implicit", "truncated")),
-    _adaptive("tsit5", solvers.Tsit5, adjoints=("direct", "continuous", "implicit", "truncated")),
-    _adaptive("dopri8", solvers.Dopri8, adjoints=("direct", "continuous", "implicit", "truncated"), per_sample=False),
+    _adaptive("bosh3", solvers.Bosh3, tolerance=1e-4, fine=1e-7, adjoints=EVERY_ADJOINT),
+    _adaptive("dopri5", solvers.Dopri5, adjoints=EVERY_ADJOINT),
+    _adaptive("tsit5", solvers.Tsit5, adjoints=EVERY_ADJOINT),
+    _adaptive("dopri8", solvers.Dopri8, adjoints=EVERY_ADJOINT),
     _adaptive("scipy", solvers.Scipy, adjoints=("continuous", "implicit", "truncated")),
     _relaxation("fixed_point", solvers.FixedPoint),
     _relaxation("nesterov", solvers.Nesterov),

@@ -11,14 +11,16 @@ from torch import Tensor
 import solvers
 from solvers import Status, SteadyState
 
-BACKENDS = {
-    "dopri5, torchode": solvers.Dopri5(),
+NATIVE = {name: solvers.get(name) for name in ("dopri5", "tsit5", "bosh3", "dopri8")}
+LIBRARIES = {
+    "dopri5, torchode": solvers.Dopri5(backend="torchode"),
     "dopri5, torchdiffeq": solvers.Dopri5(backend="torchdiffeq"),
-    "tsit5": solvers.Tsit5(),
-    "bosh3": solvers.Bosh3(),
-    "dopri8": solvers.Dopri8(),
+    "tsit5, torchode": solvers.Tsit5(backend="torchode"),
+    "bosh3, torchdiffeq": solvers.Bosh3(backend="torchdiffeq"),
+    "dopri8, torchdiffeq": solvers.Dopri8(backend="torchdiffeq"),
 }
-PER_SAMPLE = [solver for name, solver in BACKENDS.items() if name in ("dopri5, torchode", "tsit5")]
+BACKENDS = {**NATIVE, **LIBRARIES}
+PER_SAMPLE = [solver for name, solver in BACKENDS.items() if "torchdiffeq" not in name]
 each_backend = pytest.mark.parametrize("solver", BACKENDS.values(), ids=BACKENDS)
 Y0 = torch.tensor([[0.5, 1.0], [1.5, 0.8]], dtype=F64)
 
@@ -28,26 +30,23 @@ def decay(t: Tensor, y: Tensor, args: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("cls", "known"),
+    ("name", "libraries"),
     [
-        (solvers.Bosh3, ["torchdiffeq"]),
-        (solvers.Dopri5, ["torchode", "torchdiffeq"]),
-        (solvers.Tsit5, ["torchode"]),
-        (solvers.Dopri8, ["torchdiffeq"]),
+        ("bosh3", ["torchdiffeq"]),
+        ("dopri5", ["torchode", "torchdiffeq"]),
+        ("tsit5", ["torchode"]),
+        ("dopri8", ["torchdiffeq"]),
     ],
 )
-def test_back_ends_by_name(cls: Any, known: list[str]) -> None:
-    for backend in known:
-        exact = Rational.exact(2.0, Y0)
-        assert solvers.solve(Rational(), Y0, 2.0, cls(backend=backend)).y1.allclose(exact, atol=1e-3)
-    first = solvers.solve(Rational(), Y0, 2.0, cls(backend=known[0])).y1
-    assert solvers.solve(Rational(), Y0, 2.0, cls()).y1.equal(first)
-    missing = ({"torchode", "torchdiffeq"} - set(known)) | {"scipy"}
-    for backend in missing:
-        with pytest.raises(
-            ValueError, match=f"unknown back end of {cls.__name__} '{backend}'.*choose one of {known[0]}"
-        ):
-            cls(backend=backend)
+def test_back_ends_by_name(name: str, libraries: list[str]) -> None:
+    kind = type(solvers.get(name))
+    assert solvers.get(name) == solvers.get(name, backend="native") == solvers.get(name, backend=None)
+    for backend in ("native", *libraries):
+        solver = solvers.get(name, backend=backend)
+        assert solvers.solve(Rational(), Y0, 2.0, solver).y1.allclose(Rational.exact(2.0, Y0), atol=1e-3)
+    for backend in {"torchode", "torchdiffeq", "scipy"} - set(libraries):
+        with pytest.raises(ValueError, match=f"unknown back end of {kind.__name__} '{backend}'.*one of native, "):
+            solvers.get(name, backend=backend)
 
 
 def test_a_tolerance_of_zero_is_refused() -> None:

@@ -56,3 +56,20 @@ def test_growth_of_memory_with_steps(adjoint: str, lowest: float, highest: float
 
 def test_checkpointed_takes_a_fraction_of_the_memory() -> None:
     assert peak("checkpointed", 320) < peak("direct", 320) / 6
+
+
+def adaptive_peak(adjoint: str, end: float) -> tuple[int, int]:
+    """Bytes, and steps."""
+    y0 = Pull.leaves(batch=64, n=2)["y0"].requires_grad_()
+    spin = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    with PeakBytes() as memory:
+        solution = solvers.solve(lambda t, y, args: y @ args, y0, end, "dopri5", spin, adjoint=adjoint)
+        solution.y1.sum().backward()
+    return memory.peak, int(solution.stats["num_steps"].max())
+
+
+def test_growth_of_memory_with_steps_of_chosen_sizes() -> None:
+    peaks, steps = zip(*(adaptive_peak("checkpointed", end) for end in (4.0, 12.0, 36.0)), strict=True)
+    assert steps[-1] > 6 * steps[0]
+    assert 0.2 <= slope([float(n) for n in steps], [float(bytes) for bytes in peaks]) <= 0.7, (steps, peaks)
+    assert peaks[1] < adaptive_peak("direct", 12.0)[0] / 2

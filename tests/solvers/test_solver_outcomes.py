@@ -128,8 +128,6 @@ class Scaled(torch.nn.Module):
 @pytest.mark.parametrize("solver", ["euler", "fixed_point", "nesterov", "anderson", "tsit5", "dopri8"])
 @pytest.mark.parametrize("adjoint", ["direct", "checkpointed", "implicit", "truncated"])
 def test_without_any_step_gradients_are_zero_and_not_none(solver: str, adjoint: str) -> None:
-    if adjoint == "checkpointed" and solver in ("tsit5", "dopri8"):
-        pytest.skip("refused")
     field, drive = Scaled(), torch.full((2, 3), 0.25, requires_grad=True)
     y0 = torch.full((2, 3), 0.25, requires_grad=True)
     until = solvers.SteadyState()

@@ -15,14 +15,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vars_ode.checkpoints.checksum import CheckpointError as CheckpointError
+from vars_ode.checkpoints.checksum import check_weights
+
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema")
 WRAPPERS = ("module.", "_orig_mod.")  # put before every key by DistributedDataParallel and torch.compile
 FORMAT = "vars_ode"  # marks our own files
 RECORDED = "state."  # before the keys of a state dict that was recorded along with inputs and outputs
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be read as a checkpoint, or does not fit the model; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,11 @@ def read(path: str | os.PathLike[str], weights: str | None = None) -> Contents:
     if not head:
         raise CheckpointError(f"{path} is empty (0 bytes): writing it was interrupted, or it was never written")
     if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return _from_safetensors(path, weights)
-    return _from_mapping(path, _unpickle(path, head), weights)
+        contents = _from_safetensors(path, weights)
+    else:
+        contents = _from_mapping(path, _unpickle(path, head), weights)
+    check_weights(contents.state, contents.config, str(path))
+    return contents
 
 
 def _from_safetensors(path: Path, weights: str | None) -> Contents:
@@ -86,7 +88,7 @@ def _from_safetensors(path: Path, weights: str | None) -> Contents:
 def _described(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
     try:
         config = json.loads(metadata.get(FORMAT, "null"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} holds a damaged description ({FORMAT!r}, no JSON: {error}); get it again"
         ) from error

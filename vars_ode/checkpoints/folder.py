@@ -20,6 +20,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from vars_ode.checkpoints.checksum import ENTRY, check_weights, checksum
 from vars_ode.checkpoints.files import FORMAT, CheckpointError
 from vars_ode.files import write_atomically, write_json
 
@@ -57,7 +58,7 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], 
     Args:
         folder: made where it is not there.
         state: the state dict.
-        config: config.json; its entry `FORMAT`, the description, gets the checksum and goes into the weights' metadata.
+        config: config.json; its entry `FORMAT`, the description, gets checksums and goes into the weights' metadata.
         card: README.md; None leaves it as it is.
 
     Raises:
@@ -66,7 +67,7 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], 
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give save_pretrained a folder, or save a single file by save_checkpoint")
     tensors = as_safetensors(state)
-    description = config[FORMAT]
+    description = {**config[FORMAT], ENTRY: checksum(config[FORMAT], tensors)}
     metadata = {"format": "pt", FORMAT: json.dumps(description)}
     folder.mkdir(parents=True, exist_ok=True)
     _finish(folder)
@@ -130,11 +131,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content = _read_weights(folder / WEIGHTS)
         found = _digest(content)
         if found == description.get("sha256"):
-            return description, _tensors(content, folder / WEIGHTS)
+            return description, _tensors(content, folder / WEIGHTS, description)
         if (folder / PENDING).is_file():
             pending = read_description(folder / PENDING)
             if found == pending.get("sha256"):
-                return pending, _tensors(content, folder / WEIGHTS)
+                return pending, _tensors(content, folder / WEIGHTS, pending)
     raise CheckpointError(
         f"{folder / WEIGHTS} is not the file that {CONFIG} beside it describes: its sha256 is {found[:12]}..., "
         f"expected {str(description.get('sha256'))[:12]}...; it is damaged or was replaced, so get both files again"
@@ -168,8 +169,10 @@ def _read_weights(path: Path) -> bytes:
         raise CheckpointError(f"{path} is missing, which {CONFIG} beside it describes; get it again") from error
 
 
-def _tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+def _tensors(content: bytes, path: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load(content)
+        state = safetensors.torch.load(content)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is no safetensors file ({error}); get it again") from error
+    check_weights(state, description, f"{path.parent} ({CONFIG} and {WEIGHTS})")
+    return state

@@ -89,7 +89,7 @@ def decode(value: Any) -> Any:
         return value
     if "solvers" in value:  # files of the first version
         return _from_class(value)
-    if value.keys() == {"number"} and value["number"] in _NUMBERS:
+    if value.keys() == {"number"} and isinstance(value["number"], str) and value["number"] in _NUMBERS:
         return _NUMBERS[value["number"]]
     if value.keys() == {"mapping"} and isinstance(value["mapping"], dict):
         return {key: decode(item) for key, item in value["mapping"].items()}

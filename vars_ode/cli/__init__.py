@@ -1,5 +1,7 @@
 """`vars-ode`: the command line. Each command imports what it needs when it is called, so that help comes at once."""
 
+import signal
+import threading
 from importlib import metadata
 from typing import Annotated
 
@@ -33,3 +35,5 @@ def main(
     ] = False,
 ) -> None:
     """Visual attention from recurrent sparse reconstruction (VARS) as an ODE with pluggable solvers."""
+    if callable(signal.getsignal(signal.SIGINT)) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on Ctrl-C is the command's own

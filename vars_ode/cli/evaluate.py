@@ -1,11 +1,14 @@
 """`vars-ode evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vars_ode.cli.common import command_line, refusals
+
+if TYPE_CHECKING:
+    from vars_ode.evaluation import Evaluation
 
 _TREE = "Its folder, as the archive leaves it."
 
@@ -18,10 +21,14 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            help="The clean images: fashion-mnist (embedded), or a folder with one subfolder of pictures per class, or "
-            "with val/ or test/ in it."
+            help="The clean images: fashion-mnist (embedded); a folder with one subfolder of pictures per class, or "
+            "with test/ or val/ in it; or a data set of timm's name, such as torch/cifar10."
         ),
     ] = "fashion-mnist",
+    data_dir: Annotated[
+        str | None, typer.Option(help="Where a data set of timm's name lies; nothing is downloaded.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of a data set of timm's name.")] = "validation",
     conditions: Annotated[
         str,
         typer.Option(
@@ -92,9 +99,7 @@ def evaluate(
     """
     from accelerate import PartialState
 
-    from vars_ode.bench import table
     from vars_ode.evaluation import EvaluationSettings, run_evaluation
-    from vars_ode.evaluation.card import summary_rows
 
     trees = {
         "imagenet-c": imagenet_c,
@@ -109,6 +114,8 @@ def evaluate(
     with refusals("evaluate", lambda: stopped, (ValueError, OSError, RuntimeError)):
         settings = EvaluationSettings(
             data=data,
+            data_dir=data_dir,
+            split=split,
             conditions=_names(conditions),
             trees={name: str(path) for name, path in trees.items() if path is not None},
             severities=None if severities is None else tuple(_whole(text) for text in _names(severities)),
@@ -139,8 +146,16 @@ def evaluate(
             command=command_line(),
             report=lambda key, accuracy: typer.echo(f"{key}: {100 * accuracy:.1f} %", err=True),
         )
-    if not PartialState().is_main_process:
-        return
+    if PartialState().is_main_process:
+        _tell(found)
+        typer.echo(f"Results: {out}")
+
+
+def _tell(found: "Evaluation") -> None:
+    """What was measured, in tables and sentences."""
+    from vars_ode.bench import table
+    from vars_ode.evaluation.card import summary_rows
+
     typer.echo(found.record["model"]["name"])
     typer.echo(table([{"condition": name, "measured": value} for name, value in summary_rows(found.summary)]))
     masking = found.summary["masking"]
@@ -154,7 +169,6 @@ def evaluate(
     lost = sum(len(entry["unreadable"]) for entry in found.record["conditions"])
     if lost:
         typer.echo(f"{lost} pictures could not be read and were left out; evaluation.json names them.")
-    typer.echo(f"Results: {out}")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from timm.data import create_dataset
 
 import solvers
-from vars_ode.data.evaluation_sets import ArrayPictures, EmbeddedPictures, EvaluationSet, FilePictures
+from vars_ode.data.evaluation_sets import ArrayPictures, DataSetPictures, EmbeddedPictures, EvaluationSet, FilePictures
 from vars_ode.data.fashion_mnist import EMBEDDED
 from vars_ode.data.preprocessing import Preprocessing
 from vars_ode.data.trees import (
@@ -30,7 +31,7 @@ from vars_ode.data.trees import (
     root_of,
 )
 
-__all__ = ["BENCHMARKS", "CIFAR_C_IMAGES", "IMAGENET_C", "clean_set", "open_benchmark"]
+__all__ = ["BENCHMARKS", "IMAGENET_C", "clean_set", "open_benchmark"]
 
 IMAGENET_C = (
     "gaussian_noise",
@@ -52,22 +53,30 @@ IMAGENET_C = (
 """The corruptions whose errors make up the mCE, in the order of the paper."""
 _EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # published beside them, no part of the mCE
 _SEVERITIES = (1, 2, 3, 4, 5)
-CIFAR_C_IMAGES = 10_000
+_TIMM = ("torch/", "hfds/", "tfds/", "wds/")
 
 Reader = Callable[[Path, Preprocessing, int], list[EvaluationSet]]
 
 
 def clean_set(
-    source: str, preprocessing: Preprocessing, num_classes: int | None = None, names: tuple[str, ...] | None = None
+    source: str,
+    preprocessing: Preprocessing,
+    num_classes: int | None = None,
+    names: tuple[str, ...] | None = None,
+    data_dir: str | None = None,
+    split: str = "validation",
 ) -> EvaluationSet:
-    """The clean pictures: "fashion-mnist" for the embedded test images, or a folder with a subfolder per class.
+    """The clean pictures.
 
     Args:
-        source: a folder stands for `test` in it, or else for `val`, where there is one: in a training `val` chooses
+        source: "fashion-mnist" for the embedded test images; a folder with a subfolder per class; or a data set of
+            timm's name, such as "torch/cifar10" or "hfds/...", that is in `data_dir` already.
+            A folder stands for `test` in it, or else for `val`, where there is one: in a training `val` chooses
             the epoch where both are there. The classes are then those of `train` beside it, where that is there.
         preprocessing: of the model.
         num_classes: of the model; None does not compare it.
         names: of the model's classes in their order, where it knows them.
+        data_dir, split: of a data set of timm's name.
 
     Raises:
         ValueError: no such folder, or one of other classes.
@@ -76,6 +85,8 @@ def clean_set(
         if num_classes not in (None, 10):
             raise ValueError(f"{EMBEDDED} has 10 classes and the model {num_classes}; give data of its own classes")
         return EvaluationSet("clean", "clean", 0, partial(EmbeddedPictures, preprocessing), source=source)
+    if source.startswith(_TIMM):
+        return _of_timm(source, preprocessing, num_classes, data_dir, split)
     folder = Path(source)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; give {EMBEDDED!r} or a folder with one subfolder per class")
@@ -83,8 +94,27 @@ def clean_set(
     place = _split(top) or top
     if names is None and place != top and (top / "train").is_dir():
         names = tuple(path.name for path in folders_in(top / "train"))
+        if num_classes == 1000 and set(names) <= imagenet_classes().keys():
+            names = None  # a part of ImageNet
     classes = label_folders(folders_in(place), num_classes, place, names)
     return EvaluationSet("clean", "clean", 0, partial(FilePictures, classes, preprocessing), source=str(place))
+
+
+def _of_timm(
+    name: str, preprocessing: Preprocessing, num_classes: int | None, data_dir: str | None, split: str
+) -> EvaluationSet:
+    mode = "L" if preprocessing.channels == 1 else "RGB"
+    try:
+        data = create_dataset(name, root=data_dir, split=split, input_img_mode=mode)
+    except (RuntimeError, OSError, ImportError, ValueError, AssertionError) as error:
+        raise ValueError(f"timm cannot open the split {split!r} of {name!r} in {data_dir}: {error}") from error
+    if not hasattr(data, "__getitem__"):
+        raise ValueError(f"{name} is read as a stream, and an evaluation needs images by number; take a folder")
+    classes = getattr(data, "classes", None)
+    if classes and num_classes not in (None, len(classes)):
+        raise ValueError(f"{name} has {len(classes)} classes and the model {num_classes}")
+    opened = partial(DataSetPictures, data, preprocessing)
+    return EvaluationSet("clean", "clean", 0, opened, source=f"{name}, {split}")
 
 
 def _split(path: Path) -> Path | None:

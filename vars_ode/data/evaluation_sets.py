@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +102,25 @@ class ArrayPictures(Pictures):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_array": None}
+
+
+class DataSetPictures(Pictures):
+    """Pictures of a data set of (PIL image, label), such as timm's `create_dataset` opens."""
+
+    def __init__(self, data: Any, preprocessing: Preprocessing) -> None:
+        self.data, self._transform = data, preprocessing.transform()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        try:
+            picture, label = self.data[position]
+        except _DAMAGED as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise UnreadablePicture(f"picture {position} of the data set cannot be read ({error})") from error
+        return self._transform(picture), int(label)
 
 
 class EmbeddedPictures(Pictures):

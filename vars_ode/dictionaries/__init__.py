@@ -4,6 +4,7 @@ from solvers import Registry
 from vars_ode.dictionaries.dictionary import Dictionary as Dictionary
 from vars_ode.dictionaries.dictionary import ReadOut as ReadOut
 from vars_ode.dictionaries.dictionary import Reconstruction as Reconstruction
+from vars_ode.dictionaries.dictionary import ScaledReadOut as ScaledReadOut
 from vars_ode.dictionaries.dictionary import Shape as Shape
 from vars_ode.dictionaries.dictionary import TemplateReadOut as TemplateReadOut
 from vars_ode.dictionaries.dictionary import Templates as Templates

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,7 +43,41 @@ class TemplateReadOut(ReadOut):
     __repr__ = tensor_repr
 
     def __call__(self, code: Tensor) -> Tensor:
-        return F.dropout(self.templates, self.dropout, training=self.dropout > 0) @ code
+        templates = F.dropout(self.templates, self.dropout) if self.dropout else self.templates
+        return templates @ code
+
+
+@dataclass(frozen=True)
+class ScaledReadOut(ReadOut):
+    """Phi a, for templates E D^-1 that are not formed: dividing the code costs less than dividing the templates.
+
+    Attributes:
+        raw: E, (batch, heads, tokens, m), of any column norms.
+        scale: 1 over these norms, the diagonal of D^-1, (batch, heads, m, 1).
+        static: further templates, of unit norms, whose codes come last; the same shape as `raw`. None for none.
+        dropout: probability for the entries.
+    """
+
+    raw: Tensor
+    scale: Tensor
+    static: Tensor | None = None
+    dropout: float = 0.0
+
+    @property
+    def templates(self) -> Tensor:
+        """Phi, formed: (batch, heads, tokens, m)."""
+        unit = self.raw * self.scale.mT
+        return unit if self.static is None else torch.cat([unit, self.static], -1)
+
+    def __call__(self, code: Tensor) -> Tensor:
+        raw, static = self._dropped(self.raw), self.static
+        if static is None:
+            return raw @ (self.scale * code)
+        count = raw.shape[-1]
+        return raw @ (self.scale * code[..., :count, :]) + self._dropped(static) @ code[..., count:, :]
+
+    def _dropped(self, templates: Tensor) -> Tensor:
+        return F.dropout(templates, self.dropout) if self.dropout else templates
 
 
 class Reconstruction:

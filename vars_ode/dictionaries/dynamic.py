@@ -9,11 +9,12 @@ from torch import Tensor
 from vars_ode.dictionaries.dictionary import (
     Dictionary,
     Reconstruction,
+    ScaledReadOut,
     Shape,
     TemplateReadOut,
     Templates,
 )
-from vars_ode.dictionaries.random_features import gaussian_projection, log_features, unit_columns
+from vars_ode.dictionaries.random_features import gaussian_projection, log_features, raw_features, unit_columns
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,13 @@ class DynamicTemplates(Templates):
         pair_mask: Tensor | None = None,
         dropout: float = 0.0,
     ) -> Reconstruction:
+        if key_bias is None:
+            return scaled_reconstruction(self.raw_templates(q), v, dropout)
         return reconstruction(*self.templates(q, key_bias), v, dropout)
+
+    def raw_templates(self, q: Tensor) -> Tensor:
+        """Templates without a mask, whose columns are not yet of unit norm: (batch, heads, tokens, m)."""
+        return raw_features(log_features(q, self.projection, self.normalize_queries))
 
     def templates(self, q: Tensor, key_bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """(read, write) templates, each (batch, heads, tokens, m)."""
@@ -75,3 +82,30 @@ def reconstruction(read: Tensor, write: Tensor, v: Tensor, dropout: float) -> Re
     """The problem for templates (batch, heads, tokens, m) and values (batch, heads, tokens, d)."""
     adjoint = write.transpose(-2, -1)
     return Reconstruction(adjoint @ v, lambda: adjoint @ write, TemplateReadOut(read, dropout))
+
+
+def scaled_reconstruction(raw: Tensor, v: Tensor, dropout: float, static: Tensor | None = None) -> Reconstruction:
+    """The same for templates (E D^-1, S) with D the column norms of E, which are not divided out.
+
+    With K = E^T E the squared norms are the diagonal of K, and only what is small is divided: the Gram, the drive, and
+    in the read-out the code. The product S^T S is the same for all images.
+
+    Args:
+        raw: E, (batch, heads, tokens, m).
+        v: values, (batch, heads, tokens, d).
+        dropout: of the read-out.
+        static: S, of unit columns, (1, heads, tokens, m); None for none.
+    """
+    adjoint = raw.mT
+    kernel = adjoint @ raw
+    scale = kernel.diagonal(dim1=-2, dim2=-1).rsqrt()[..., None]
+    drive, gram = scale * (adjoint @ v), kernel * (scale * scale.mT)
+    if static is None:
+        return Reconstruction(drive, gram, ScaledReadOut(raw, scale, dropout=dropout))
+    batch = (len(raw), -1, -1, -1)
+    of_static = (static.mT @ static).expand(batch)
+    static = static.expand(batch).contiguous()  # once, for three products
+    mixed = scale * (adjoint @ static)
+    gram = torch.cat([torch.cat([gram, mixed], -1), torch.cat([mixed.mT, of_static], -1)], -2)
+    drive = torch.cat([drive, static.mT @ v], -2)
+    return Reconstruction(drive, gram, ScaledReadOut(raw, scale, static, dropout))

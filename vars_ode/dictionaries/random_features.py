@@ -6,7 +6,6 @@ Choromanski et al., Rethinking attention with Performers, ICLR 2021, lemma 1; or
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -30,8 +29,21 @@ def log_features(q: Tensor, projection: Tensor, normalize: bool) -> Tensor:
         projection: W, (heads, dim, features).
         normalize: l2-normalise each query first. Otherwise the features of queries of large norm all underflow.
     """
-    q = F.normalize(q, dim=-1) if normalize else q * q.shape[-1] ** -0.25
-    return q @ projection.to(q.dtype) - 0.5 * q.square().sum(-1, keepdim=True)
+    projection = projection.to(q.dtype)
+    if not normalize:
+        q = q * q.shape[-1] ** -0.25
+        return (q @ projection).sub_(0.5 * q.square().sum(-1, keepdim=True))
+    norm = torch.linalg.vector_norm(q, dim=-1, keepdim=True)
+    bounded = norm.clamp_min(1e-12)  # as in F.normalize
+    return ((q / bounded) @ projection).sub_(0.5 * (norm / bounded).square())
+
+
+def raw_features(log_templates: Tensor) -> Tensor:
+    """exp(log_templates), each column over its largest entry, in place: (batch, heads, tokens, features).
+
+    A new tensor of this size costs more than an operation on it.
+    """
+    return log_templates.sub_(log_templates.detach().amax(-2, keepdim=True)).exp_()
 
 
 def is_masked(key_bias: Tensor) -> Tensor:

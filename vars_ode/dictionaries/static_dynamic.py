@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vars_ode import grids
 from vars_ode.dictionaries.dictionary import Dictionary, Reconstruction, Shape, Templates
-from vars_ode.dictionaries.dynamic import Dynamic, reconstruction
+from vars_ode.dictionaries.dynamic import Dynamic, reconstruction, scaled_reconstruction
 from vars_ode.dictionaries.random_features import is_masked
 from vars_ode.grids import Grid
 
@@ -74,11 +74,13 @@ class StaticDynamicTemplates(Templates):
         dropout: float = 0.0,
         grid: Grid | None = None,
     ) -> Reconstruction:
-        read, write = self.dynamic.templates(q, key_bias)
         static_read, static_write = self.static_templates(q.shape[-2], key_bias, q.dtype, grid)
+        if key_bias is None:
+            return scaled_reconstruction(self.dynamic.raw_templates(q), v, dropout, static_read)
+        read, write = self.dynamic.templates(q, key_bias)
         batch = (q.shape[0], -1, -1, -1)
         read = torch.cat([read, static_read.expand(batch)], -1)
-        write = read if key_bias is None else torch.cat([write, static_write.expand(batch)], -1)
+        write = torch.cat([write, static_write.expand(batch)], -1)
         return reconstruction(read, write, v, dropout)
 
     def static_templates(
@@ -101,7 +103,7 @@ class StaticDynamicTemplates(Templates):
 
     def _layout(self, tokens: int, grid: Grid | None) -> tuple[int, Grid]:
         """(number of prefix tokens, grid) of a sequence; a ValueError where that is unknown or ambiguous."""
-        known = self.num_prefix_tokens
+        tokens, known = grids.known_number(tokens), self.num_prefix_tokens
         prefixes = range(grids.MAX_PREFIX_TOKENS + 1) if known is None else (known,)
         if grid is not None:
             prefix = tokens - math.prod(grids.check_grid(grid))

@@ -39,8 +39,9 @@ def card_section(record: Mapping[str, Any]) -> str:
     lines = [f"| {what} | {value} |" for what, value in summary_rows(summary)]
     images = max((entry["images"] for entry in record["conditions"]), default=0)
     how = f"Data: `{Path(settings['data']).name}`, up to {images} images per condition; seed {settings['seed']}. "
-    if any(entry["benchmark"] in ("attacks", "masking") for entry in record["conditions"]):
-        how += f"Attacks: {settings['norm']} ball of {settings['eps']:.4g}, PGD with {settings['steps']} steps. "
+    balls = [entry["settings"] for entry in record["conditions"] if "eps" in entry["settings"]]
+    told = list(dict.fromkeys(f"{ball['norm']} ball of {ball['eps']:.4g}" for ball in balls))
+    how += f"Attacks: {', '.join(told)}. " if told else ""
     how += f"Solve: {record['model']['solve']}. Measured with vars-ode {record['environment']['vars-ode']}."
     warned = [f"> {text}" for text in (summary["masking"] or {}).get("warnings", [])]
     body = ["## Measured accuracy", "", "| condition | measured |", "|---|---|", *lines, "", how, *warned]
@@ -53,7 +54,9 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary["clean_accuracy"] is not None:
         rows.append(("clean", _percent(summary["clean_accuracy"])))
     rows += [(name, _percent(value)) for name, value in summary["accuracy"].items()]
-    for name, found in summary["corruptions"].items():
+    for benchmark, found in summary["corruptions"].items():
+        made = benchmark == "imagenet-c" and found["images"] == "made"
+        name = f"{benchmark} made of the clean images" if made else benchmark
         rows.append((f"{name}, mean over corruptions", _percent(found["mean_accuracy"])))
         rows += [(f"{name}, {what}", f"{found[key]:.1f}") for key, what in _MCE.items() if key in found]
     for name, found in summary.get("baseline", {}).items():

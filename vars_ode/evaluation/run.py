@@ -21,7 +21,7 @@ from vars_ode.evaluation import storage
 from vars_ode.evaluation.batches import Batch, Corrupted, batches
 from vars_ode.evaluation.card import fill_card
 from vars_ode.evaluation.settings import EvaluationSettings
-from vars_ode.evaluation.steps import Step, Subject, plan
+from vars_ode.evaluation.steps import MADE, Step, Subject, plan
 from vars_ode.evaluation.storage import Evaluation, Key, Part, read_evaluation
 from vars_ode.evaluation.summary import summarise
 from vars_ode.files import claim_folder, write_json
@@ -44,6 +44,7 @@ def run_evaluation(
     card: bool = True,
     command: str = "",
     report: Report | None = None,
+    show_progress: bool = True,
 ) -> Evaluation:
     """Evaluate a saved model, or go on with an evaluation that was interrupted; conditions may be added later.
 
@@ -61,6 +62,7 @@ def run_evaluation(
         card: put what was measured into the model's README.md, where `checkpoint` is a folder with one.
         command: how to repeat it, for the record.
         report: called with each result as it comes.
+        show_progress: a bar for each condition, where there is a terminal.
 
     Raises:
         ValueError: a model, folder, setting or picture that cannot be used; the message says which.
@@ -69,14 +71,18 @@ def run_evaluation(
     from accelerate import PartialState
 
     solvers.checks.positive_int("batch_size", batch_size)
-    place = Path(out)
+    if (device or "").startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"there is no GPU for device={device!r}; leave it out, or give cpu")
+    place, source = Path(out), Path(checkpoint)
     state = PartialState(cpu=(device or "").startswith("cpu") or not torch.cuda.is_available())
     against = None if baseline is None else read_evaluation(baseline)
-    name, subject = _subject(Path(checkpoint), settings, torch.device(device) if device else state.device)
+    # Of several GPUs each process has its own.
+    place_of_model = state.device if device in (None, "cuda") else torch.device(device)
+    name, subject = _subject(source, settings, place_of_model)
     steps = plan(subject, settings)
     start = {
         "format_version": storage.FORMAT_VERSION,
-        "model": _described(name, Path(checkpoint), subject, settings),
+        "model": _described(name, source, subject),
         "shared": settings.shared() | _autoattack_batch(settings, batch_size),
     }
     if state.is_main_process:
@@ -86,31 +92,39 @@ def run_evaluation(
     _refuse_other_settings(place, steps, parts)
     for step in steps:
         if step.key not in parts:
-            part = _measured(step, subject, settings, state, batch_size, workers)
+            parts[step.key] = _measured(step, subject, settings, state, batch_size, workers, show_progress)
             if state.is_main_process:
-                storage.write_part(place, step.key, part)
-                if report is not None:
-                    report(step.key, part.outcome.accuracy)
-            parts[step.key] = part
+                _keep(place, step.key, parts[step.key], report)
     parts = storage.ordered(parts, [step.key for step in steps])
-    outcomes = {key: part.outcome for key, part in parts.items()}
-    record = {
-        **start,
-        "status": "complete",
-        "settings": settings.as_dict(),
-        "preprocessing": {k: getattr(subject.preprocessing, k) for k in subject.preprocessing.__dataclass_fields__},
-        "conditions": [part.record for part in parts.values()],
-        "summary": summarise(outcomes, subject.num_classes, against),
-        "baseline": None if baseline is None else str(baseline),
-        "command": command,
-        "environment": environment(),
-    }
+    told = {"baseline": None if baseline is None else str(baseline), "command": command}
+    record = {**start, **_results(subject, settings, parts, against), **told, "environment": environment()}
     if state.is_main_process:
         _finish(place, record, parts)
         if card:
-            fill_card(Path(checkpoint), record)
+            fill_card(source, record)
     state.wait_for_everyone()
-    return Evaluation(record, outcomes)
+    return Evaluation(record, {key: part.outcome for key, part in parts.items()})
+
+
+def _keep(place: Path, key: Key, part: Part, report: Report | None) -> None:
+    storage.write_part(place, key, part)
+    if report is not None:
+        report(key, part.outcome.accuracy)
+
+
+def _results(
+    subject: Subject, settings: EvaluationSettings, parts: Mapping[Key, Part], baseline: Evaluation | None
+) -> dict[str, Any]:
+    """What is recorded of a finished evaluation."""
+    outcomes = {key: part.outcome for key, part in parts.items()}
+    preprocessing = subject.preprocessing
+    return {
+        "status": "complete",
+        "settings": settings.as_dict(),
+        "preprocessing": {name: getattr(preprocessing, name) for name in preprocessing.__dataclass_fields__},
+        "conditions": [part.record for part in parts.values()],
+        "summary": summarise(outcomes, subject.num_classes, baseline, _made(parts)),
+    }
 
 
 def _subject(checkpoint: Path, settings: EvaluationSettings, device: torch.device) -> tuple[str, Subject]:
@@ -127,7 +141,7 @@ def _subject(checkpoint: Path, settings: EvaluationSettings, device: torch.devic
     return name, Subject(model, preprocessing, num_classes, names)
 
 
-def _described(name: str, checkpoint: Path, subject: Subject, settings: EvaluationSettings) -> dict[str, Any]:
+def _described(name: str, checkpoint: Path, subject: Subject) -> dict[str, Any]:
     """Which model it is: by the bits of its weights, and by how its layers are solved."""
     layers = {key: layer.settings() for key, layer in vars_layers(subject.model).items()}
     texts = {key: ", ".join(f"{k} {v}" for k, v in found.items() if v is not None) for key, found in layers.items()}
@@ -184,23 +198,20 @@ def _refuse(place: Path, differences: list[tuple[str, Any, Any]]) -> None:
 
 
 def _measured(
-    step: Step, subject: Subject, settings: EvaluationSettings, state: Any, batch_size: int, workers: int
+    step: Step, subject: Subject, settings: EvaluationSettings, state: Any, batch_size: int, workers: int, show: bool
 ) -> Part:
     """One pass, by all processes."""
     from accelerate.utils import gather_object
 
     started = time.monotonic()
-    pictures = step.data.open()
-    chosen = spread(len(pictures), settings.images)
+    data = Corrupted(step.data.open(), step.corruption, *step.key[1:], settings.seed, settings.skip_unreadable)
+    chosen = spread(len(data), settings.images)
     cut = [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
     mine = cut[state.process_index :: state.num_processes]
-    data = Corrupted(
-        pictures, step.corruption, step.key.condition, step.key.severity, settings.seed, settings.skip_unreadable
-    )
     found: list[Outcome] = []
     unreadable: list[str] = []
     total = sum(map(len, mine))
-    hidden = None if state.is_main_process else True  # None: where nobody looks at a terminal
+    hidden = None if state.is_main_process and show else True  # None: where nobody looks at a terminal
     with (
         tqdm(total=total, desc=str(step.key), unit=" images", disable=hidden, leave=False) as bar,
         evaluation_mode(subject.model),
@@ -216,14 +227,9 @@ def _measured(
     if not everywhere:
         raise ValueError(f"{step.key}: none of the {len(chosen)} pictures can be read, such as {names[0]}")
     outcome = Outcome.merge(everywhere)
-    record = {
-        **step.key.as_dict(),
-        "images": len(outcome),
-        "unreadable": names,
-        "settings": step.settings,
-        "seconds": round(time.monotonic() - started, 3),
-    }
-    return Part(outcome, record)
+    seconds = round(time.monotonic() - started, 3)
+    facts = {"images": len(outcome), "unreadable": names, "settings": step.settings, "seconds": seconds}
+    return Part(outcome, {**step.key.as_dict(), **facts})
 
 
 def _answered(step: Step, subject: Subject, batch: Batch) -> Outcome:
@@ -251,6 +257,11 @@ def predicted(model: nn.Module, images: Tensor, classes: tuple[int, ...] | None)
         return logits.argmax(1)
     chosen = torch.tensor(classes, device=logits.device)
     return chosen[logits[:, chosen].argmax(1)]
+
+
+def _made(parts: Mapping[Key, Part]) -> set[str]:
+    """The benchmarks whose pictures were made of the clean ones."""
+    return {key.benchmark for key, part in parts.items() if part.record["settings"].get("source", "").startswith(MADE)}
 
 
 def _finish(place: Path, record: Mapping[str, Any], parts: Mapping[Key, Part]) -> None:

@@ -20,8 +20,9 @@ class EvaluationSettings:
     """What is measured.
 
     Args:
-        data: the clean images: "fashion-mnist" (embedded), or a folder with a subfolder of pictures per class; where it
-            holds `val` (and `test`), that one.
+        data: the clean images: "fashion-mnist" (embedded); a folder with a subfolder of pictures per class, or with
+            `test` or `val` in it; or a data set of timm's name, such as "torch/cifar10".
+        data_dir, split: of a data set of timm's name: where it lies, and its part.
         conditions: "clean"; benchmarks ("imagenet-c", "imagenet-a", ...); "small", the corruptions for small images;
             corruptions by name; "fgsm", "pgd", "square", "autoattack"; "masking".
         trees: benchmark -> its folder. "imagenet-c" without one is made of the clean images.
@@ -63,6 +64,8 @@ class EvaluationSettings:
     transfer: str | None = None
     transfer_adjoints: tuple[str, ...] | None = None
     frost: str | None = None
+    data_dir: str | None = None
+    split: str = "validation"
     skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
@@ -94,7 +97,7 @@ class EvaluationSettings:
 
     def shared(self) -> dict[str, Any]:
         """What every result depends on, in JSON's types."""
-        names = ("data", "images", "seed", "solver", "skip_unreadable")
+        names = ("data", "data_dir", "split", "images", "seed", "solver", "skip_unreadable")
         return {name: getattr(self, name) for name in names}
 
     def as_dict(self) -> dict[str, Any]:

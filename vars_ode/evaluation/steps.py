@@ -20,7 +20,7 @@ from vars_ode.robustness import autoattack, available, fgsm, frost_with, pgd, re
 from vars_ode.robustness.corruptions import Corruption
 
 Attack = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # (model, images, labels, indices)
-IMAGENET_C = "imagenet-c"
+IMAGENET_C, MADE = "imagenet-c", "made of"
 _SMALLEST = 112  # pixels, below which ImageNet-C's lengths make no sense
 
 
@@ -64,7 +64,8 @@ def plan(subject: Subject, settings: EvaluationSettings) -> list[Step]:
     Raises:
         ValueError: an unknown condition, or a folder or setting that does not fit the model.
     """
-    clean = clean_set(settings.data, subject.preprocessing, subject.num_classes, subject.classes)
+    where = (settings.data_dir, settings.split)
+    clean = clean_set(settings.data, subject.preprocessing, subject.num_classes, subject.classes, *where)
     steps = [step for name in settings.conditions for step in _steps(name, subject, settings, clean)]
     return list({step.key: step for step in steps}.values())
 
@@ -105,7 +106,7 @@ def _small(subject: Subject, settings: EvaluationSettings, clean: EvaluationSet)
 
 def _corrupted(name: str, subject: Subject, settings: EvaluationSettings, clean: EvaluationSet) -> list[Step]:
     """The clean pictures under one corruption."""
-    corruption, own = registered(name), {"source": f"made of {clean.source}"}
+    corruption, own = registered(name), {"source": f"{MADE} {clean.source}"}
     if name == "frost" and settings.frost is not None:
         corruption, own["frost"] = frost_with(settings.frost), settings.frost
     if corruption.family == IMAGENET_C and min(subject.preprocessing.size) < _SMALLEST:

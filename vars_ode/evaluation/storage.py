@@ -69,7 +69,11 @@ class Evaluation:
 
     @property
     def summary(self) -> dict[str, Any]:
-        return self.record["summary"]
+        """Accuracies and corruption errors. ValueError where the evaluation is not finished."""
+        if "summary" not in self.record:
+            raise ValueError("the evaluation is not finished; the command that began it goes on with it")
+        found: dict[str, Any] = self.record["summary"]
+        return found
 
     def flat(self) -> list[Outcome]:
         """The outcomes, each called by its condition, with the benchmark before it where another one has it too."""
@@ -165,10 +169,12 @@ def write_outcomes(folder: Path, parts: Mapping[Key, Part]) -> None:
 def remove_parts(folder: Path) -> None:
     """What is in the one file now."""
     place = folder / PARTS
-    for path in place.glob("*.npz"):
-        path.unlink()
-    if place.is_dir() and not any(place.iterdir()):
-        place.rmdir()
+    if place.is_dir():
+        for path in place.iterdir():
+            if path.suffix in (".npz", ".tmp"):  # the last are left where a process was killed
+                path.unlink()
+        if not any(place.iterdir()):
+            place.rmdir()
 
 
 def write_table(folder: Path, parts: Mapping[Key, Part]) -> None:

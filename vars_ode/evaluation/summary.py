@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vars_ode.data import IMAGENET_C
@@ -21,13 +21,22 @@ CLEAN = Key("clean", "clean", 0)
 Outcomes = Mapping[Key, Outcome]
 
 
-def summarise(outcomes: Outcomes, num_classes: int, baseline: Evaluation | None = None) -> dict[str, Any]:
+def summarise(
+    outcomes: Outcomes, num_classes: int, baseline: Evaluation | None = None, made: Collection[str] = ()
+) -> dict[str, Any]:
     """What a reader wants first, in JSON's types.
+
+    Args:
+        outcomes: what was measured.
+        num_classes: of the model.
+        baseline: another evaluation.
+        made: the benchmarks whose pictures were made of the clean ones, and not read.
 
     Returns:
         "clean_accuracy"; "accuracy" of each condition without severities, by "benchmark/condition"; "corruptions" by
-        benchmark: mean accuracy and, where they can be told, "mce" and "relative_mce" by AlexNet's errors, otherwise
-        "mce_missing" says why; "masking"; "baseline": the same relative to another evaluation.
+        benchmark: "images" ("read" or "made"), mean accuracy and, where they can be told, "mce" and "relative_mce" by
+        AlexNet's errors, otherwise "mce_missing" says why; "masking"; "baseline": the same relative to another
+        evaluation.
     """
     clean = outcomes.get(CLEAN)
     singles = {key: outcome for key, outcome in outcomes.items() if not key.severity and key != CLEAN}
@@ -35,7 +44,10 @@ def summarise(outcomes: Outcomes, num_classes: int, baseline: Evaluation | None 
     found: dict[str, Any] = {
         "clean_accuracy": None if clean is None else clean.accuracy,
         "accuracy": {_name(key): outcome.accuracy for key, outcome in singles.items()},
-        "corruptions": {name: _corruptions(outcomes, name, num_classes) for name in benchmarks},
+        "corruptions": {
+            name: {"images": "made" if name in made else "read", **_corruptions(outcomes, name, num_classes)}
+            for name in benchmarks
+        },
         "masking": masking_summary(outcomes),
     }
     if baseline is not None:
@@ -75,7 +87,8 @@ def why_no_mce(errors: Mapping[str, tuple[float, ...]], benchmark: str, num_clas
         return f"AlexNet's errors are on ImageNet's 1,000 classes, and the model has {num_classes}; give --baseline"
     absent = [name for name in IMAGENET_C if len(errors.get(name, ())) != 5]
     if absent:
-        return f"not all of ImageNet-C: five severities are needed of {', '.join(absent)}"
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        return f"not all of ImageNet-C: five severities are needed of {', '.join(absent[:3])}{more}"
     return ""
 
 

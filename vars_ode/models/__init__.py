@@ -16,6 +16,7 @@ from vars_ode.models.layers import with_solver as with_solver
 from vars_ode.models.maps import attention_maps as attention_maps
 from vars_ode.models.rvt import RobustVisionTransformer as RobustVisionTransformer
 from vars_ode.models.solves import AT_REST as AT_REST
+from vars_ode.models.solves import MOST_STEPS as MOST_STEPS
 from vars_ode.models.solves import Solve as Solve
 from vars_ode.models.solves import parse_solves as parse_solves
 from vars_ode.models.solves import training_settings as training_settings

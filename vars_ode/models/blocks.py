@@ -1,12 +1,15 @@
 """The parts of a Robust Vision Transformer (Mao et al., CVPR 2022, arXiv 2105.07926), around any attention."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from solvers.tracing import is_transformed
+from vars_ode.folding import fold_before, fold_behind
 from vars_ode.grids import Grid
 
 PLAIN_MLP_WIDTH = 768  # stages of this width have an MLP without convolution, in the authors' models
@@ -26,13 +29,18 @@ class ConvStem(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         self.conv1 = nn.Conv2d(in_chans, width, 7, stride=2, padding=2)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm: nn.Module = nn.BatchNorm2d(width)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(width, dim, patch_size // 4, stride=patch_size // 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_chans, H, W) to (batch, dim, height, width)."""
+        """(batch, in_chans, H, W) to (batch, dim, height, width), with channels last in memory, as tokens have them."""
+        x = x.contiguous(memory_format=torch.channels_last)  # in which pooling takes a fifth of the time
         return self.conv2(self.pool(self.norm(self.conv1(x))))
+
+    def fold_norms(self) -> None:
+        """Fold the BatchNorm into the convolution before it, in place."""
+        self.norm = fold_behind(self.conv1, self.norm)
 
     def grid(self, img_size: tuple[int, int]) -> Grid:
         """The (height, width) of tokens of an image (H, W), 0 where it is too small."""
@@ -52,6 +60,15 @@ class Downsample(nn.Module):
         return self.conv(x)
 
 
+class GELU(nn.Module):
+    """GELU, in place where no gradient is recorded: a new tensor costs more than the function itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed([x]):
+            return F.gelu(x)
+        return torch.ops.aten.gelu_(x)
+
+
 class ConvMlp(nn.Module):
     """1x1 convolution, 3x3 depthwise convolution, 1x1 convolution, each followed by BatchNorm; GELU between them."""
 
@@ -60,21 +77,40 @@ class ConvMlp(nn.Module):
     def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(dim, hidden, 1)
-        self.bn1 = nn.BatchNorm2d(hidden)
+        self.bn1: nn.Module = nn.BatchNorm2d(hidden)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.bn2 = nn.BatchNorm2d(hidden)
+        self.bn2: nn.Module = nn.BatchNorm2d(hidden)
         self.fc2 = nn.Conv2d(hidden, dim, 1)
-        self.bn3 = nn.BatchNorm2d(dim)
-        self.act = nn.GELU()
+        self.bn3: nn.Module = nn.BatchNorm2d(dim)
+        self.act = GELU()
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Tokens (batch, tokens, dim) on a grid (height, width) to the same."""
-        maps = x.transpose(1, 2).unflatten(-1, grid)
-        maps = self.drop(self.act(self.bn1(self.fc1(maps))))
-        maps = self.act(self.bn2(self.dwconv(maps)))
-        maps = self.drop(self.bn3(self.fc2(maps)))
-        return maps.flatten(2).transpose(1, 2)
+        maps = self.bn1(as_maps(pointwise(self.fc1, x), grid))
+        maps = self.act(self.bn2(self.dwconv(self.drop(self.act(maps)))))
+        return self.drop(as_tokens(self.bn3(as_maps(pointwise(self.fc2, as_tokens(maps)), grid))))
+
+    def fold_norms(self) -> None:
+        """Fold each BatchNorm into the convolution before it, in place."""
+        self.bn1 = fold_behind(self.fc1, self.bn1)
+        self.bn2 = fold_behind(self.dwconv, self.bn2)
+        self.bn3 = fold_behind(self.fc2, self.bn3)
+
+
+def pointwise(conv: nn.Conv2d, tokens: Tensor) -> Tensor:
+    """A 1x1 convolution of tokens (batch, tokens, dim): as a linear map, since torch's convolution copies its input."""
+    return F.linear(tokens, conv.weight.flatten(1), conv.bias)
+
+
+def as_maps(tokens: Tensor, grid: Grid) -> Tensor:
+    """Tokens (batch, tokens, dim) as maps (batch, dim, height, width), channels last in memory: a view."""
+    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def as_tokens(maps: Tensor) -> Tensor:
+    """Maps (batch, dim, height, width) as tokens (batch, tokens, dim): a view, where channels are last in memory."""
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class TokenBatchNorm(nn.Module):
@@ -82,10 +118,10 @@ class TokenBatchNorm(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.bn = nn.BatchNorm1d(dim)
+        self.bn: nn.Module = nn.BatchNorm1d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(x.transpose(1, 2)).transpose(1, 2)
+        return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class Block(nn.Module):
@@ -110,15 +146,21 @@ class Block(nn.Module):
         hidden = int(dim * mlp_ratio)
         self.norm1 = nn.Identity() if convolutional else nn.LayerNorm(dim, eps=1e-6)
         self.attn = attn
-        self.norm2 = TokenBatchNorm(dim) if convolutional else nn.LayerNorm(dim, eps=1e-6)
+        self.norm2: nn.Module = TokenBatchNorm(dim) if convolutional else nn.LayerNorm(dim, eps=1e-6)
         plain = dim == PLAIN_MLP_WIDTH
-        self.mlp: nn.Module = Mlp(dim, hidden, drop=proj_drop) if plain else ConvMlp(dim, hidden, proj_drop)
+        self.mlp: Any = Mlp(dim, hidden, drop=proj_drop) if plain else ConvMlp(dim, hidden, proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Tokens (batch, tokens, dim) on a grid (height, width) to the same."""
         x = x + self.drop_path(_on_grid(self.attn, self.norm1(x), grid))
         return x + self.drop_path(_on_grid(self.mlp, self.norm2(x), grid))
+
+    def fold_norms(self) -> None:
+        """Fold the BatchNorm before the MLP, if there is one, into its first map, in place."""
+        if isinstance(self.norm2, TokenBatchNorm):
+            fold_before(self.norm2.bn, self.mlp.fc1)
+            self.norm2 = nn.Identity()
 
 
 def _on_grid(module: nn.Module, x: Tensor, grid: Grid) -> Tensor:
@@ -139,10 +181,10 @@ class Stage(nn.Module):
         """(batch, dim_in, H, W) to (batch, dim, height, width)."""
         x = self.downsample(x)
         grid = (x.shape[-2], x.shape[-1])
-        x = x.flatten(2).transpose(1, 2)
+        x = as_tokens(x)
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting():
                 x = checkpoint(block, x, grid, use_reentrant=False)
             else:
                 x = block(x, grid)
-        return x.transpose(1, 2).unflatten(-1, grid)
+        return as_maps(x, grid)

@@ -16,6 +16,10 @@ AT_REST: dict[str, Any] = {"max_steps": 200, "rtol": 1e-3, "atol": 1e-4}
 """How far equilibrium solvers go here: the class that a network answers does not change beyond it, and a field without
 an equilibrium, as a learned factor may have, costs no more than this."""
 
+MOST_STEPS = 10_000
+"""A short name stands for no more steps: at a millisecond each, which is a fast layer, they take ten seconds per layer
+and batch, and a flow that is not at rest after them is better left to a solver that looks for the equilibrium."""
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -99,6 +103,15 @@ def _parse(entry: str) -> list[Solve]:
     return [_timed(name, time.strip()) for time in times.split(",")]
 
 
+def _check_steps(label: str, steps: float) -> None:
+    if steps > MOST_STEPS:
+        raise ValueError(
+            f"{label} asks for {steps:,.0f} steps, each of which is a pass over the layer for every batch, so that no "
+            f"answer would come: at most {MOST_STEPS:,} are accepted. For the limit of long times take an equilibrium "
+            "solver such as 'nesterov'"
+        )
+
+
 def _timed(name: str, time: str) -> Solve:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:/(\d+))?", time)
     if match is None or float(match[1]) == 0 or match[2] == "0":
@@ -106,6 +119,8 @@ def _timed(name: str, time: str) -> Solve:
             f"cannot read the time {time!r} of {name}; write {name}@5, or {name}@5/2 for two steps to the time 5"
         )
     solver = solvers.get(name)
+    if isinstance(solver, solvers.FixedStepSolver):
+        _check_steps(f"{name}@{time}", float(match[2] or match[1]))
     if match[2] is not None:
         if not isinstance(solver, solvers.FixedStepSolver):
             raise ValueError(f"{name} chooses its own steps, so {name}@{time} cannot be; write {name}@{match[1]}")

@@ -220,19 +220,10 @@ def _from_keys(source: _Source, hints: dict[str, Any], found: Recognition) -> nn
             f"{source.where} holds the weights of a timm vision transformer without a description of it"
             f"{f' ({reason})' if reason else ''}; build the model and give it as model="
         )
-    if known and reason is None:
-        recognition = _from_arguments(known, hints, source.where)
-    else:
-        recognition = recognise(source.state, source.settings, hints, source.layout == "authors")
+    recognition, model = _recognised(source, known if reason is None else {}, hints)
     if reason is not None:
         found.ambiguous.append(f"the model was not described when it was saved: {reason}")
-    attention = recognition.config.get("attention", "softmax")
-    recognition.config = _useful(attention, recognition.config, [])
-    _useful(attention, hints, source.ignored)
-    try:
-        model = RobustVisionTransformer(**recognition.config).eval()
-    except TypeError as error:
-        raise CheckpointError(f"{source.where} describes no model that can be built here: {error}") from error
+    _useful(recognition.config.get("attention", "softmax"), hints, source.ignored)
     if "num_classes" in hints:
         source.ignored.extend(drop_other_head(source.state, model))
     found.config = model.config
@@ -242,6 +233,33 @@ def _from_keys(source: _Source, hints: dict[str, Any], found: Recognition) -> nn
     check_fit(model, source.state, source.where, "its keys or the hints stand for another model")
     model.load_state_dict(source.state)
     return model
+
+
+def _recognised(
+    source: _Source, known: Mapping[str, Any], hints: dict[str, Any]
+) -> tuple[Recognition, RobustVisionTransformer]:
+    """What was recognised, and the model built from it.
+
+    Raises:
+        CheckpointError: shapes, names or stored arguments that are those of no model.
+        ValueError: hints that state no model.
+    """
+    try:
+        if known:
+            recognition = _from_arguments(known, hints, source.where)
+        else:
+            recognition = recognise(source.state, source.settings, hints, source.layout == "authors")
+        recognition.config = _useful(recognition.config.get("attention", "softmax"), recognition.config, [])
+        return recognition, RobustVisionTransformer(**recognition.config).eval()
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        if hints and isinstance(error, ValueError):
+            raise
+        raise CheckpointError(
+            f"{source.where} describes no model that can be built here ({type(error).__name__}: {error}); give the "
+            "model that it belongs to, with model="
+        ) from error
 
 
 def _from_arguments(stored: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> Recognition:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vars_ode.building import ModelSpec
 from vars_ode.checkpoints import folder
+from vars_ode.checkpoints.checksum import ENTRY, check_weights, checksum
 from vars_ode.checkpoints.files import FORMAT
-from vars_ode.files import write_atomically
+from vars_ode.files import check_name, write_atomically
 from vars_ode.models import vars_layers
 from vars_ode.models.construction import unwrapped
 from vars_ode.saving.describing import describe, timm_config
@@ -67,6 +68,7 @@ def save_pretrained(
     Raises:
         ValueError: a model that cannot be described, so that it could not be built again; the message says why.
     """
+    check_name(Path(directory) / folder.WEIGHTS)
     description = describe(model)
     config = {**timm_config(model, description), FORMAT: description}
     path = Path(directory)
@@ -88,7 +90,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, /, **entries
             and plain containers of them, since nothing else is read back. Not with safetensors.
 
     Raises:
-        ValueError: an entry that would not be read back.
+        ValueError: an entry, or a tensor of the model, that would not be read back.
     """
     if Path(path).suffix == ".safetensors" and entries:
         raise ValueError(f"safetensors files hold tensors alone, got the entries {', '.join(entries)}")
@@ -101,6 +103,8 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, /, **entries
     except ValueError as error:
         stored = {"undescribed": str(error)}
     state = {name: tensor.detach() for name, tensor in unwrapped(model).state_dict().items()}
+    check_weights(state, None, str(path))
+    stored[ENTRY] = checksum(stored, state)
     if Path(path).suffix == ".safetensors":
         metadata = {"format": "pt", FORMAT: json.dumps(stored)}
         separate = folder.as_safetensors(state)

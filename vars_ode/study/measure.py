@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import solvers
 from vars_ode import robustness
 from vars_ode.analysis.accuracy import CLEAN, AccuracyPoint, ForwardCost, accuracy_by_solver, forward_cost
 from vars_ode.analysis.measurement import number
+from vars_ode.data import EMBEDDED, fashion_mnist, spread
+from vars_ode.evaluation import EvaluationSettings, run_evaluation
 from vars_ode.fields import why_no_energy
 from vars_ode.layer import ReconstructionLayer
 from vars_ode.measuring import evaluation_mode
@@ -27,42 +29,54 @@ TRACE_IMAGES = 3
 TRACE_STEPS = 20
 MAP_TIMES = (1, 2, 5, 20)
 TRACE_CORRUPTION = ("small_gaussian_noise", 2)
+EVALUATION = "evaluation"  # the folder in a run's
 
 Progress = Callable[[str], object]  # called with the name of what is measured, after each batch
 
 
-def conditions(plan: Plan) -> list[str]:
-    """The names of everything that is done to the test images."""
-    return ["clean", *plan.corruptions, *plan.attacks]
-
-
-def attacks(plan: Plan) -> dict[str, Any]:
-    """The attacks by name, as `robustness.evaluate` takes them."""
-    eps = plan.eps
-    known = {
-        "fgsm": partial(robustness.fgsm, eps=eps),
-        "pgd": partial(robustness.pgd, eps=eps, step_size=PGD_STEP * eps, num_steps=PGD_STEPS),
-    }
-    return {name: known[name] for name in plan.attacks}
-
-
-def measure_robustness(
-    model: nn.Module, data: TensorDataset, plan: Plan, progress: Progress
-) -> Iterator[dict[str, Any]]:
-    """The accuracy in each condition, with the solver of the training."""
-    label = plan.solver if vars_layers(model) else EXACT
-    cost = _columns(forward_cost(model, data.tensors[0][:PROBE_IMAGES]))
-    rows = robustness.evaluate(
-        model,
-        data,
-        conditions(plan),
-        plan.severities,
-        attacks=attacks(plan),
-        batch_size=BATCH_SIZE,
-        progress=lambda condition, severity, images: progress(condition),
+def evaluation_settings(plan: Plan) -> EvaluationSettings:
+    """What `vars-ode evaluate` would be told to measure what the plan asks for."""
+    return EvaluationSettings(
+        EMBEDDED,
+        ("clean", *plan.corruptions, *plan.attacks),
+        severities=plan.severities,
+        images=plan.test_images,
+        eps=plan.eps,
+        steps=PGD_STEPS,
+        step_size=PGD_STEP * plan.eps,
     )
-    for row in rows:
+
+
+def measure_robustness(folder: Path, model: nn.Module, plan: Plan, progress: Progress) -> Iterator[dict[str, Any]]:
+    """The accuracy in each condition, with the solver of the training.
+
+    Args:
+        folder: of the saved model, where the evaluation is kept, as `vars-ode evaluate` leaves it.
+        model: the model, for the cost of its forward pass.
+        plan: the plan of the study.
+        progress: called with each condition that is finished.
+    """
+    label = plan.solver if vars_layers(model) else EXACT
+    cost = _columns(forward_cost(model, measured_images(plan).tensors[0][:PROBE_IMAGES]))
+    found = run_evaluation(
+        folder,
+        evaluation_settings(plan),
+        folder / EVALUATION,
+        batch_size=BATCH_SIZE,
+        device="cpu",
+        report=lambda key, accuracy: progress(key.condition),
+        show_progress=False,
+    )
+    for key, outcome in found.outcomes.items():
+        row = {"condition": key.condition, "severity": key.severity, "accuracy": outcome.accuracy}
         yield {**row, "solver": label, **cost}
+
+
+def measured_images(plan: Plan) -> TensorDataset:
+    """Those that the evaluation measures on."""
+    images, labels = fashion_mnist("test").tensors
+    chosen = torch.tensor(spread(len(labels), plan.test_images))
+    return TensorDataset(images[chosen], labels[chosen])
 
 
 def measure_solvers(model: nn.Module, data: TensorDataset, plan: Plan, progress: Progress) -> Iterator[dict[str, Any]]:

@@ -48,7 +48,8 @@ class Plan:
         sparsity: lam.
         ridge: of the elastic net; a small one gives the VARS models an equilibrium that is reached in tens of steps.
         num_features: random features per head; VARS-SD has as many static templates.
-        train_images, test_images: the first so many images of the embedded data set.
+        train_images: the first so many of the embedded training images.
+        test_images: so many of the embedded test images, evenly spread.
         severities: of the corruptions.
         corruptions: their names.
         sweep: the solves that the trained models are measured with, for `parse_solves`; "" for none.

@@ -272,13 +272,18 @@ def _read_csv(results: Results) -> None:
         results.notes.append("results.csv is missing: there are no accuracies to report.")
         return
     damaged = 0
-    with path.open(newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            row = _row(line)
-            if row is None:
-                damaged += 1
-            else:  # the last line wins: a resumed study measures again what it was measuring when it stopped
-                results.rows[row.attention, row.seed, row.solver, row.condition] = row
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, csv.Error) as error:
+        results.notes.append(f"results.csv cannot be read ({error}): there are no accuracies to report.")
+        return
+    for line in lines:
+        row = _row(line)
+        if row is None:
+            damaged += 1
+        else:  # the last line wins: a resumed study measures again what it was measuring when it stopped
+            results.rows[row.attention, row.seed, row.solver, row.condition] = row
     if damaged:
         results.notes.append(f"{damaged} line(s) of results.csv hold no usable accuracy and were left out.")
 
@@ -303,10 +308,15 @@ def _read_json(results: Results) -> None:
     if not isinstance(content, dict):
         results.notes.append("results.json is missing or damaged: settings, parameters and training are unknown.")
         return
-    results.settings = dict(content.get("settings") or {})
-    results.versions = dict(content.get("versions") or {})
+    for name in ("settings", "versions"):
+        found = content.get(name) or {}
+        if isinstance(found, dict):
+            setattr(results, name, found)
+        else:
+            results._note(f"results.json holds no mapping under {name!r}; left out.")
     results.details = {key: content[key] for key in ("started", "wall_seconds", "command") if content.get(key)}
-    for entry in content.get("runs") or []:
+    runs = content.get("runs") or []
+    for entry in runs if isinstance(runs, list) else [runs]:
         try:
             run = _run(entry)
         except (KeyError, TypeError, ValueError, AttributeError):

@@ -25,9 +25,10 @@ from vars_ode.environment import environment
 from vars_ode.files import claim_folder, write_json
 from vars_ode.models import vars_layers
 from vars_ode.saving import load_pretrained, save_pretrained
-from vars_ode.study.measure import measure_robustness, measure_solvers, measure_traces
+from vars_ode.study.measure import measure_robustness, measure_solvers, measure_traces, measured_images
 from vars_ode.study.plan import EXACT, Plan
 from vars_ode.study.progress import Event, Progress, reporter
+from vars_ode.study.workers import end_with_parent
 from vars_ode.training import Training, failures, flip_and_shift
 
 RECORD = "settings.json"
@@ -92,6 +93,7 @@ def run_study(
     for attention in dict.fromkeys(attentions):
         _try_out(attention, plan)
     study = _open(folder, plan)
+    _finished_runs(folder)  # a damaged record is refused before anything is trained
     started = time.monotonic()
     missing = [job for job in jobs if not _finished(folder, job)]
     missing.sort(key=lambda job: (_cost_rank(plan.arm(job.attention).attention), job.seed))
@@ -178,6 +180,7 @@ _events: Any = None
 def _start_worker(events: Any) -> None:
     global _events
     _events = events
+    end_with_parent()
     torch.set_num_threads(1)  # two busy processes of two threads each are many times slower
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
 
@@ -193,7 +196,7 @@ def _run(folder: Path, plan: Plan, job: Job) -> str | None:
         model = load_pretrained(target)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", solvers.SolverWarning)
-            rows, traces = _measure(model, plan, report)
+            rows, traces = _measure(target, model, plan, report)
         training["warnings"] = sorted({*training["warnings"], *_messages(caught)})
         if traces:
             np.savez_compressed(target / "trace.npz", **traces)
@@ -246,14 +249,14 @@ def _train(plan: Plan, job: Job, target: Path, report: Any) -> dict[str, Any]:
     return record
 
 
-def _measure(model: nn.Module, plan: Plan, report: Any) -> tuple[list[Any], Any]:
+def _measure(target: Path, model: nn.Module, plan: Plan, report: Any) -> tuple[list[Any], Any]:
     """All rows of results.csv, and the traces of a model that has a solver."""
-    test = _head(fashion_mnist("test"), plan.test_images)
+    test = measured_images(plan)
 
     def progress(what: str) -> None:
         report(Event.MEASURED, what)
 
-    rows = [*measure_robustness(model, test, plan, progress), *measure_solvers(model, test, plan, progress)]
+    rows = [*measure_robustness(target, model, plan, progress), *measure_solvers(model, test, plan, progress)]
     return rows, measure_traces(model, test, progress) if vars_layers(model) else None
 
 
@@ -265,9 +268,31 @@ def _head(data: TensorDataset, count: int) -> TensorDataset:
     return TensorDataset(*(tensor[:count] for tensor in data.tensors))
 
 
+def _finished_runs(folder: Path) -> list[dict[str, Any]]:
+    """The records of the finished runs; a ValueError that names the file for one that is damaged."""
+    return [_finished_run(path) for path in sorted(folder.glob("runs/*/run.json"))]
+
+
+def _finished_run(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in ("attention", "seed", "rows") if name not in record]
+        problem = f"without {' and '.join(missing)}" if missing else ""
+        if not missing and not all(isinstance(row, dict) and row.keys() <= set(COLUMNS) for row in record["rows"]):
+            problem = "its rows are not those of results.csv"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        record, problem = {}, f"{error}"
+    if problem or not isinstance(record, dict):
+        raise ValueError(
+            f"{path} is not the record of a finished run ({problem or 'no mapping'}): remove the file to have the "
+            "model measured again, or its folder to have it trained again"
+        )
+    return record
+
+
 def _gather(folder: Path, study: dict[str, Any], command: str) -> None:
     """results.csv and results.json out of all the finished runs in the folder."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("runs/*/run.json"))]
+    records = _finished_runs(folder)
     with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

@@ -18,7 +18,7 @@ from torch import nn
 import solvers
 from solvers.adjoints import Adjoint
 from vars_ode.layer import ReconstructionLayer
-from vars_ode.models import vars_layers
+from vars_ode.models import MOST_STEPS, vars_layers
 
 Distribution = Literal["uniform", "log-uniform"]
 EQUILIBRIUM = solvers.DouglasRachford(max_steps=200, rtol=1e-3, atol=1e-4)
@@ -77,6 +77,11 @@ class RandomHorizon(Horizon):
         solvers.checks.positive_int("high", self.high)
         if self.high < self.low:
             raise ValueError(f"a horizon is drawn from low to high, got low={self.low} above high={self.high}")
+        if self.high > MOST_STEPS:
+            raise ValueError(
+                f"a horizon is of at most {MOST_STEPS:,} steps, as a training takes each of them in every layer and "
+                f"update, got high={self.high:,}; for longer solves take a share of updates at the equilibrium"
+            )
         solvers.checks.one_of("distribution", self.distribution, get_args(Distribution))
         if not 0 <= self.equilibrium <= 1:
             raise ValueError(f"equilibrium is a share of the updates, from 0 to 1, got {self.equilibrium!r}")

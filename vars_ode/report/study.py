@@ -263,8 +263,8 @@ def _corruptions(results: Results) -> str:
 
 def _missing(results: Results) -> str:
     pieces = missing_pieces(results)
-    if not pieces and results.warnings():
-        return page.paragraph("Every measurement that the report needs was found; the solvers warned, see below.")
+    if results.warnings():
+        pieces.append("The solvers warned: see below.")
     return (
         page.bullets(pieces)
         if pieces

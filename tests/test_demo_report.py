@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vars_ode.report.plots_solvers import accuracy_by_cost
+from vars_ode.report.plots_traces import _maps
 from vars_ode.report.statements import DASH, percent, short_answer, solver_statements, variant_statements
 from vars_ode.report.study import write_report
 from vars_ode.statistics import Spread, verdict
@@ -400,6 +402,61 @@ def test_warnings_of_the_solvers_are_counted(tmp_path: Path) -> None:
     assert "vars-d in 2 of 2 runs and vars-sd in 1 of 2 runs: slow" in text
     assert "vars-d in 1 of 2 runs: stiff" in text
     assert "No warning was recorded." not in text
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_the_solves_of_the_trainings_are_told(tmp_path: Path) -> None:
+    write_results(tmp_path, {"softmax": 0.76, "vars-d": 0.75}, seeds=2, traces=False)
+    assert "no run recorded the solves of its training" in report(tmp_path).text
+    content = json.loads((tmp_path / "results.json").read_text())
+    for run in content["runs"]:
+        if run["attention"] == "vars-d":
+            rows = [(0, "blocks.0.attn", 0.9, 3), (1, "blocks.0.attn", 0.7 + 0.1 * run["seed"], 0)]
+            rows += [(1, "blocks.1.attn", 0.5, 0)]
+            run["solves"] = [
+                {"epoch": e, "layer": name, "solves": 40, "failures": failed, "steps": 5.0, "evaluations": 5.0}
+                | {"residual": 0.125, "active": share}
+                for e, name, share, failed in rows
+            ]
+            run["warnings"] = ["epoch 0: 3 of 40 solves of blocks.0.attn did not reach what was asked for"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    page = report(tmp_path)
+    # the last epoch's share, over seeds 0.7 and 0.8; failures of both epochs and seeds
+    assert page.row(3, "vars-d", "blocks.0.attn")[2:] == ["5.0", "0.12", "75.0", "6 of 160"]
+    assert "vars-d: 50 to 75 % of the codes are active, depending on the layer, and 38 % are zero" in page.text
+    assert "vars-d in 2 of 2 runs: epoch 0: 3 of 40 solves of blocks.0.attn" in page.text
+    assert "The solvers warned: see below." in page.text
+
+
+def test_no_accuracy_axis_leaves_0_to_100_percent(tmp_path: Path) -> None:
+    results = results_of(tmp_path, 0.76, 0.45)  # one step loses 20 points, and 30 under corruption: below 10 %
+    figure = accuracy_by_cost(results).figure
+    assert figure is not None
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert 0 <= low < high <= 100
+
+
+def test_maps_are_relative_to_their_mean(full: tuple[Path, Page]) -> None:
+    """Weights that shrink along the solve are told in words, and do not darken the maps."""
+    trace = {"images": np.zeros((1, 28, 28)), "maps_clean": np.ones((1, 2, 7, 7)), "map_times": np.array([1.0, 20.0])}
+    trace["maps_clean"][0, 1] = 0.1
+    trace["maps_clean"][0, 1, 0, 0] = 0.2
+    plot = _maps("vars-d", trace, None)
+    assert plot.figure is not None
+    pictures = [axes.images[0].get_array() for axes in plot.figure.axes[1:3]]
+    assert np.allclose([picture.mean() for picture in pictures], 1.0)
+    assert "at t = 20 their sum is 0.1 times that at t = 1" in plot.reading
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_attacks_and_wide_tables_are_readable(full: tuple[Path, Page]) -> None:
+    folder, page = full
+    assert "PGD takes 5 steps of 0.00784 from a random start" in page.text
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert '<table class="wide">' in html  # nine columns: blocks on a phone
+    assert 'data-label="PGD (%)"' in html
+    assert '<table class="long">' in html  # settings, whose values wrap
 
 
 def test_field_without_energy_says_so(full: tuple[Path, Page]) -> None:

@@ -42,11 +42,26 @@ def test_a_module_made_in_memory_is_not_ours(tmp_path):
     assert "ImportError: vars_ode needs its package `solvers`" in result.stderr
 
 
-def test_everything_that_is_exported_is_there_and_heavy_parts_load_later() -> None:
-    code = (
-        "import sys, vars_ode; early = set(sys.modules); from vars_ode import *; "
-        "assert all(hasattr(vars_ode, name) for name in vars_ode.__all__); "
-        "print(sorted({'matplotlib', 'accelerate', 'scipy.optimize', 'torchode', 'torchdiffeq'} & early))"
-    )
+HEAVY = {"matplotlib", "accelerate", "scipy.optimize", "torchode", "torchdiffeq"}
+
+
+def loaded(code: str) -> set[str]:
+    """The heavy modules that are loaded after some code, in a process of its own."""
+    code = f"import sys\n{code}\nprint('LOADED', *sorted({HEAVY} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    return set(run.stdout.splitlines()[-1].split()[1:])
+
+
+def test_everything_that_is_exported_is_there() -> None:
+    code = "import vars_ode; from vars_ode import *; assert all(hasattr(vars_ode, name) for name in vars_ode.__all__)"
+    assert loaded(code)  # that all of it takes the heavy modules, and that `loaded` sees them
+
+
+@pytest.mark.parametrize("arguments", [None, ["--help"], ["--version"], ["demo", "--help"], ["train", "--help"]])
+def test_heavy_modules_are_loaded_where_they_are_used(arguments: list[str] | None) -> None:
+    command = "import vars_ode"
+    if arguments is not None:
+        command = (
+            f"from vars_ode.cli import app\ntry:\n  app({arguments})\nexcept SystemExit as end:\n  assert not end.code"
+        )
+    assert loaded(command) == set()

@@ -18,6 +18,7 @@ from vars_ode.folding import fold_before
 from vars_ode.fourier import to_maps, to_spectrum
 from vars_ode.grids import Grid, known_number
 from vars_ode.layer import ReconstructionLayer, check_tokens, refuse_unsupported, warn_of_nonfinite
+from vars_ode.representation import tensor_repr
 
 REVISIONS = ("corrected", "paper")
 INITIALIZATIONS = ("active", "authors")
@@ -33,6 +34,9 @@ class ConvolutionGram(NamedTuple):
 
     filters: Tensor
     ridge: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return tensor_repr(self)
 
     def __matmul__(self, code: Tensor) -> Tensor:
         """Codes (batch, channels, r, H, W) to the same."""
@@ -76,6 +80,8 @@ class ConvolutionReadOut(ReadOut):
 
     filters: Tensor
     grid: Grid
+
+    __repr__ = tensor_repr
 
     def __call__(self, code: Tensor) -> Tensor:
         dtype = torch.complex128 if code.dtype == torch.float64 else torch.complex64

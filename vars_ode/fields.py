@@ -27,6 +27,7 @@ from vars_ode.grams import FactoredGram as FactoredGram
 from vars_ode.grams import GramOperator as GramOperator
 from vars_ode.grams import MonotoneGram as MonotoneGram
 from vars_ode.grams import solve_on_support
+from vars_ode.representation import tensor_repr
 
 
 class ReconstructionArgs(NamedTuple):
@@ -43,6 +44,9 @@ class ReconstructionArgs(NamedTuple):
     gram: Tensor | GramOperator
     rate: Tensor
     sparsity: Tensor
+
+    def __repr__(self) -> str:
+        return tensor_repr(self)
 
     @property
     def dense_gram(self) -> Tensor:

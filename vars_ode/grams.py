@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from vars_ode.representation import tensor_repr
+
 
 class GramOperator(Protocol):
     """A Gram that is applied without being formed. A NamedTuple of tensors, so that gradients reach them.
@@ -40,6 +42,9 @@ class FactoredGram(NamedTuple):
 
     matrix: Tensor
 
+    def __repr__(self) -> str:
+        return tensor_repr(self)
+
     def __matmul__(self, code: Tensor, /) -> Tensor:
         return self.matrix @ code
 
@@ -67,6 +72,9 @@ class MonotoneGram(NamedTuple):
     """
 
     matrix: Tensor
+
+    def __repr__(self) -> str:
+        return tensor_repr(self)
 
     def __matmul__(self, code: Tensor, /) -> Tensor:
         return self.matrix @ code

@@ -15,6 +15,7 @@ from vars_ode.dictionaries import ReadOut, Reconstruction
 from vars_ode.fields import ReconstructionArgs
 from vars_ode.grams import FactoredGram, GramOperator, MonotoneGram, shifted
 from vars_ode.rates import StepBound
+from vars_ode.representation import tensor_repr
 
 
 class LearnedForm(nn.Module, ABC):
@@ -195,6 +196,8 @@ class MixedReadOut(ReadOut):
 
     inner: ReadOut
     mixing: Tensor
+
+    __repr__ = tensor_repr
 
     def __call__(self, code: Tensor) -> Tensor:
         return self.inner(self.mixing @ code)

@@ -16,6 +16,7 @@ from solvers import Status
 from vars_ode.analysis.measurement import Measurement, number
 from vars_ode.analysis.problems import InitialValueProblem, per_problem, problem_of, relative_error, relative_errors
 from vars_ode.plotting import COLOURS, MARKERS, SMALL, new_figure, tidy
+from vars_ode.representation import tensor_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class Basin(Measurement):
     output_distance: Tensor | None
     attractors: Tensor
     tolerance: float
+
+    __repr__ = tensor_repr
 
     @property
     def is_one_attractor(self) -> bool:

@@ -13,6 +13,7 @@ import solvers
 from vars_ode.analysis.active_set import active_set
 from vars_ode.analysis.problems import InitialValueProblem
 from vars_ode.fields import ReconstructionArgs
+from vars_ode.representation import tensor_repr
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Equilibrium:
     code: Tensor
     residual: Tensor
     converged: Tensor
+
+    __repr__ = tensor_repr
 
     def require(self) -> Equilibrium:
         """The equilibrium itself; a ValueError if it was not found for some sample."""

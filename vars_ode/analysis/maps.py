@@ -22,6 +22,7 @@ from vars_ode.layer import ReconstructionLayer
 from vars_ode.measuring import evaluation_mode
 from vars_ode.models import with_solver
 from vars_ode.plotting import COLOURS, SMALL, new_figure, tidy
+from vars_ode.representation import tensor_repr
 
 MAX_PICTURES = 4
 _INSTANT = 1e-9  # a horizon that is 0 to rounding: the map of the initial state
@@ -47,6 +48,8 @@ class AttentionMaps(Measurement):
     concentration: Tensor
     chance: Tensor
     grid: Grid
+
+    __repr__ = tensor_repr
 
     @property
     def received(self) -> Tensor:

@@ -17,6 +17,7 @@ from vars_ode.fields import why_no_energy
 from vars_ode.layer import ReconstructionLayer
 from vars_ode.measuring import evaluation_mode
 from vars_ode.models import vars_layers
+from vars_ode.representation import tensor_repr
 
 L = TypeVar("L", bound=ReconstructionLayer)
 
@@ -42,6 +43,8 @@ class InitialValueProblem:
     solver: str | solvers.Solver = "euler"
     until: SteadyState | None = None
     read_out: Callable[[Tensor], Tensor] | None = None
+
+    __repr__ = tensor_repr
 
     def to(self, dtype: torch.dtype) -> InitialValueProblem:
         """The same problem with y0 and args in another precision; the read-out is unchanged."""

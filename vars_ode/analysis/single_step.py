@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor, nn
 
 import solvers
@@ -20,6 +21,7 @@ from vars_ode.attention import VARSAttention
 from vars_ode.measuring import evaluation_mode
 from vars_ode.models import layer_inputs
 from vars_ode.plotting import SMALL, literal, new_figure
+from vars_ode.representation import tensor_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,8 @@ class SingleStepGap(Measurement):
     limit_cosine: Tensor
     softmax_cosine: Tensor
 
+    __repr__ = tensor_repr
+
     def findings(self) -> list[str]:
         mean = float(self.to_softmax.nanmean())
         return [f"The mean relative distance of the heads' outputs from softmax attention is {mean:.2g}."]
@@ -56,10 +60,13 @@ class SingleStepGap(Measurement):
     def plot(self) -> Figure:
         """Two heat maps, layers by heads."""
         heads = self.to_limit.shape[1]
-        figure = new_figure(2.6 + 2 * max(1.6, 0.62 * heads), 1.5 + 0.36 * len(self.layers))
+        figure = new_figure(3.4 + 2 * max(1.6, 0.62 * heads), 1.5 + 0.36 * len(self.layers))
         grid = figure.subplots(1, 2, sharey=True)
-        _table(grid[0], self.to_limit, "to the single-step limit")
-        _table(grid[1], self.to_softmax, "to softmax attention")
+        both = torch.stack([self.to_limit, self.to_softmax])
+        top = max(float(both.nan_to_num(0.0).max()), 1e-12)  # one scale, so that colours compare between the panels
+        _table(grid[0], self.to_limit, "to the single-step limit", top)
+        image = _table(grid[1], self.to_softmax, "to softmax attention", top)
+        figure.colorbar(image, ax=list(grid)).ax.tick_params(labelsize=SMALL)
         grid[0].set_yticks(range(len(self.layers)), [literal(name) for name in self.layers], fontsize=SMALL)
         figure.suptitle("Relative distance of each head's output", fontsize=10.5)
         return figure
@@ -110,10 +117,9 @@ def head_outputs(layer: VARSAttention, tokens: Tensor) -> Tensor:
     return read_out(layer.field.code(layer.solve(tokens).y1, args))
 
 
-def _table(axes: Axes, values: Tensor, title: str) -> None:
+def _table(axes: Axes, values: Tensor, title: str, top: float) -> AxesImage:
     masked: Any = np.ma.masked_invalid(values.numpy())
-    top = max(float(masked.max()) if masked.count() else 0.0, 1e-12)
-    axes.imshow(masked, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+    image = axes.imshow(masked, cmap="cividis", vmin=0, vmax=top, aspect="auto")
     for (row, column), value in np.ndenumerate(values.numpy()):
         if np.isfinite(value):
             ink = "white" if value < 0.55 * top else "black"
@@ -121,3 +127,4 @@ def _table(axes: Axes, values: Tensor, title: str) -> None:
     axes.set_xticks(range(values.shape[1]), [str(head + 1) for head in range(values.shape[1])], fontsize=SMALL)
     axes.set_xlabel("head", fontsize=10)
     axes.set_title(title, fontsize=10, loc="left")
+    return image

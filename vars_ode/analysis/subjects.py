@@ -13,6 +13,7 @@ from vars_ode.building import SMALL_MODEL, ModelSpec
 from vars_ode.checkpoints import CheckpointError
 from vars_ode.data import Preprocessing, labelled_pictures, pictures_for
 from vars_ode.models import available_attentions, layer_inputs
+from vars_ode.representation import tensor_repr
 from vars_ode.saving import has_description, load_checkpoint, num_classes_of
 
 DEFAULT_ATTENTION = "vars-sd-dictionary"
@@ -26,6 +27,9 @@ class Subject(NamedTuple):
     pictures: Tensor
     inputs: Tensor
     weights: str
+
+    def __repr__(self) -> str:
+        return tensor_repr(self)
 
 
 def find_subject(

@@ -20,6 +20,7 @@ from vars_ode.analysis.problems import InitialValueProblem, per_problem, problem
 from vars_ode.analysis.spectrum import spectral_radius
 from vars_ode.fields import energy, kkt_residual
 from vars_ode.plotting import COLOURS, new_figure, plain_log_axis, tidy
+from vars_ode.representation import tensor_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,8 @@ class Trace(Measurement):
     spectral_radius: Tensor
     equilibrium_energy: Tensor | None
     notes: tuple[str, ...]
+
+    __repr__ = tensor_repr
 
     def findings(self) -> list[str]:
         sentences = [f"{note[0].upper()}{note[1:]}." for note in self.notes]

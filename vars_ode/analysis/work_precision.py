@@ -79,7 +79,7 @@ class WorkPrecision(Measurement):
         best = min(reached, key=lambda point: point.error)
         return [
             f"Closest to the {self.reference}: {best.solver} ({best.setting}), with an error of {best.error:.2g} for "
-            f"{best.evaluations:.0f} field evaluations and {best.milliseconds:.2g} ms."
+            f"{best.evaluations:.0f} field evaluations and {_whole(best.milliseconds)} ms."
         ]
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -87,7 +87,10 @@ class WorkPrecision(Measurement):
         return [{"reference": self.reference, **row, "output_error": number(row["output_error"])} for row in rows]
 
     def plot(self) -> Figure:
-        """Error over evaluations, time and memory, a line per solver."""
+        """Error over evaluations, time and memory; a line per solver where the cost is a count.
+
+        Times vary from run to run, so that a line through them would show what is not there.
+        """
         figure = new_figure(10.5, 4.0)
         costs = {"evaluations": "field evaluations", "milliseconds": "time (ms)", "peak_kib": "peak memory (KiB)"}
         grid = figure.subplots(1, 3, sharey=True)
@@ -111,7 +114,7 @@ class WorkPrecision(Measurement):
                 [p.error for p in drawable],
                 color=COLOURS[i % len(COLOURS)],
                 marker=MARKERS[i % len(MARKERS)],
-                ls=DASHES[i % len(DASHES)] if cost != "peak_kib" else "none",
+                ls=DASHES[i % len(DASHES)] if cost == "evaluations" else "none",
                 mfc="white",
                 ms=6,
                 mew=1.5,
@@ -124,6 +127,11 @@ class WorkPrecision(Measurement):
         axes.set_yscale("log")
         if all(not math.isfinite(p.error) or p.error <= 0 for p in self.points):
             axes.text(0.5, 0.5, "no finite error", transform=axes.transAxes, ha="center", va="center")
+
+
+def _whole(number: float) -> str:
+    """Two digits, and no power of ten for a hundred or more."""
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def work_precision(

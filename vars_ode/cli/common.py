@@ -1,5 +1,6 @@
 """What the commands share: errors as sentences, and how they were called."""
 
+import logging
 import os
 import shlex
 import sys
@@ -34,6 +35,21 @@ def refusals(
         raise typer.Exit(2) from None
 
 
+@contextmanager
+def told() -> Iterator[None]:
+    """What the library logs goes to stderr, while the command runs."""
+    logger, handler = logging.getLogger("vars_ode"), logging.StreamHandler()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def command_line() -> str:
     """How to call this command again."""
-    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    program = os.path.basename(sys.argv[0])
+    return shlex.join(["vars-ode" if program == "__main__.py" else program, *sys.argv[1:]])

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vars_ode.representation import tensor_repr
+
 
 class Shape(NamedTuple):
     """What a dictionary has to know of the layer."""
@@ -37,6 +39,8 @@ class TemplateReadOut(ReadOut):
 
     templates: Tensor
     dropout: float = 0.0
+
+    __repr__ = tensor_repr
 
     def __call__(self, code: Tensor) -> Tensor:
         templates = F.dropout(self.templates, self.dropout) if self.dropout else self.templates

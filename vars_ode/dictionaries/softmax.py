@@ -9,6 +9,7 @@ from torch import Tensor
 
 from solvers.tracing import is_transformed
 from vars_ode.dictionaries.dictionary import Dictionary, ReadOut, Reconstruction, Shape, Templates
+from vars_ode.representation import tensor_repr
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class SoftmaxReadOut(ReadOut):
     k: Tensor
     mask: Tensor | None
     dropout: float
+
+    __repr__ = tensor_repr
 
     def __call__(self, code: Tensor) -> Tensor:
         inputs = (self.q, self.k, code)

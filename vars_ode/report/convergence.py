@@ -31,7 +31,8 @@ READING = {
     ),
     "work_precision_trajectory": (
         "Each marker is a solve: to the left and below is better. Errors are those of the code at t1, relative, "
-        "to a reference in float64; the layer's own precision sets a floor of about 1e-7."
+        "to a reference in float64; the layer's own precision sets a floor of about 1e-7. Times vary from run to run, "
+        "so that only evaluations are joined by lines."
     ),
     "work_precision_equilibrium": (
         "The same with the error to the equilibrium, the minimiser of the energy: methods that follow the flow "
@@ -48,7 +49,8 @@ READING = {
     ),
     "single_step_gap": (
         "The distance of each head's output from that of attention in a single step, relative to the norm of the "
-        "latter. 0 means equal outputs; a distance of 1 is that of an output of zero."
+        "latter. Both panels share the scale of colours. 0 means equal outputs, and 1 is the distance of an output of "
+        "zero."
     ),
     "attention_maps": (
         "Attention that each token of the grid receives, over solver time; colours of a row share one scale. Below, "
@@ -124,14 +126,16 @@ def write_page(path: Path, folder: Path, pieces: Sequence[Piece], facts: dict[st
         **{piece.title: _section(piece, folder) for piece in found},
         "Not measured": page.bullets(f"{piece.title}: {piece.missing}" for piece in missing)
         or page.paragraph("Everything was measured."),
-        "Settings": page.table(["Setting", "Value"], [[name, _text(value)] for name, value in facts.items()]),
+        "Settings": page.table(
+            ["Setting", "Value"], [[name, _text(value)] for name, value in facts.items()], long=True
+        ),
     }
     path.write_text(page.page(TITLE, "vars-ode convergence", sections), encoding="utf-8")
     return path
 
 
 def _section(piece: Piece, folder: Path) -> str:
-    figure = page.figure(piece.title, folder / f"{piece.stem}.png", READING[piece.stem])
+    figure = page.figure(piece.title, folder / f"{piece.stem}.png", READING[piece.stem], heading=False)
     notes = piece.found.notes if isinstance(piece.found, WorkPrecision) else ()
     return figure + page.paragraph(f"The numbers: {piece.stem}.csv.", "caption") + page.bullets(notes)
 

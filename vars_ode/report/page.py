@@ -27,6 +27,7 @@ table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabu
 .caption + .scroll { margin-top: 0; }
 th, td { padding: .3em .55em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, .text { text-align: left; }
+.long th { text-align: left; }
 .long td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal; }
 tbody tr:nth-child(even) { background: #f7f7f7; }
@@ -92,11 +93,12 @@ def _cells(row: Sequence[str], headings: Sequence[str], texts: int) -> str:
     return "".join(cells)
 
 
-def figure(title: str, path: Path, reading: str) -> str:
-    """An image embedded in the page, with its caption."""
+def figure(title: str, path: Path, reading: str, heading: bool = True) -> str:
+    """An image embedded in the page, with its caption; `heading` off where a section of that title begins with it."""
+    above = f"<h3>{escape(title)}</h3>\n" if heading else ""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return (
-        f'<h3>{escape(title)}</h3>\n<figure><img src="data:image/png;base64,{data}" alt="{escape(title)}">\n'
+        f'{above}<figure><img src="data:image/png;base64,{data}" alt="{escape(title)}">\n'
         f"<figcaption>{escape(reading)}</figcaption></figure>"
     )
 

@@ -7,6 +7,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from vars_ode.representation import tensor_repr
+
 __all__ = ["Outcome", "Row"]
 
 
@@ -38,6 +40,8 @@ class Outcome:
     indices: Tensor
     labels: Tensor
     predictions: Tensor
+
+    __repr__ = tensor_repr
 
     def __post_init__(self) -> None:
         for name in ("indices", "labels", "predictions"):

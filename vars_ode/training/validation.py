@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from vars_ode import robustness
-
 
 class Validation:
     """Held-out images.
@@ -25,11 +23,13 @@ class Validation:
 
     def accuracy(self, model: nn.Module, accelerator: Any) -> float:
         """Top-1 accuracy, a fraction; each process measures its share."""
+        from vars_ode.robustness import accuracy  # brings SciPy, which the help of the commands should not wait for
+
         mine = range(accelerator.process_index, self._count, accelerator.num_processes)
         correct = 0.0
         device = next(model.parameters()).device
         if len(mine):
             shard = Subset(self.data, mine)
-            correct = len(mine) * robustness.accuracy(model, shard, device, self._batch_size)
+            correct = len(mine) * accuracy(model, shard, device, self._batch_size)
         total = accelerator.reduce(torch.tensor(round(correct), device=device), "sum")
         return int(total) / self._count

@@ -1,6 +1,7 @@
 """Per-sample bookkeeping that the solvers with error control share."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -162,3 +163,9 @@ def interior_times(problem: Problem) -> list[float]:
     if not isinstance(problem.save_at, tuple):
         return []
     return [t for t in dict.fromkeys(problem.save_at) if t not in (problem.t0, problem.t1)]
+
+
+def finite_or_failed(solution: Solution) -> Solution:
+    """With the status NONFINITE for samples that have a state which is not, whatever became of it after the solve."""
+    finite = max_norm(solution.y1).isfinite() & max_norm(solution.ys.transpose(0, 1)).isfinite()
+    return replace(solution, status=torch.where(finite, solution.status, int(Status.NONFINITE)))

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from solvers import adjoints, catalogue
 from solvers.adjoints import Adjoint
-from solvers.bookkeeping import OPEN_END
+from solvers.bookkeeping import OPEN_END, finite_or_failed
 from solvers.checks import one_of
 from solvers.field import Field
 from solvers.solution import Solution, SolverError, SolverWarning, Status
 from solvers.solver import Problem, Solver
-from solvers.steady_state import SteadyState, max_norm
+from solvers.steady_state import SteadyState
 from solvers.tracing import is_traced, values
 from solvers.tree import cast_floating, tensors
 
@@ -194,9 +194,7 @@ def _in_dtype(solution: Solution, dtype: torch.dtype) -> Solution:
     if solution.y1.dtype == dtype:
         return solution
     ys, y1 = solution.ys.to(dtype), solution.y1.to(dtype)
-    finite = max_norm(y1).isfinite() & max_norm(ys.transpose(0, 1)).isfinite()
-    status = torch.where(finite, solution.status, int(Status.NONFINITE))
-    return replace(solution, ys=ys, y1=y1, status=status)
+    return finite_or_failed(replace(solution, ys=ys, y1=y1))
 
 
 def _handle_failure(solution: Solution, on_failure: OnFailure) -> Solution:

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 # in a room are modules and packages of `vars_ode`, and `solvers`.
 ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"solvers"}),
-    frozenset({"fields", "grams", "rates", "masks", "fourier", "grids", "folding", "representation"})
-    | frozenset({"plotting", "measuring", "files", "environment", "configured", "weight_decay", "statistics"}),
+    frozenset({"fields", "grams", "rates", "masks", "fourier", "grids", "representation", "statistics"})
+    | frozenset({"plotting", "measuring", "files", "environment", "configured", "weight_decay", "folding"}),
     frozenset({"dictionaries"}),
     frozenset({"layer"}),
     frozenset({"learned"}),

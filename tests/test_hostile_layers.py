@@ -25,7 +25,8 @@ FLOATS = st.sampled_from([torch.float32] * 4 + [torch.float64, torch.float16, to
 SHORT = {"max_steps": 30}  # enough for an equilibrium with a ridge, and for a warning without
 SOLVERS = [
     *["euler"] * 3,
-    *[name for name in solvers.available() if name != "scipy"],
+    *[solvers.get(name) for name in solvers.available() if not hasattr(solvers.get(name), "max_steps")],
+    *[solvers.get(name, max_steps=300) for name in solvers.available() if hasattr(solvers.get(name), "max_steps")],
     solvers.Euler(num_steps=2),
     solvers.RK4(dt=10.0),
     solvers.Heun(num_steps=3),
@@ -251,7 +252,7 @@ def check(call: dict[str, Any], results: list[Tensor], warned: bool) -> None:
         assert call["autocast"] or results[-1].dtype == call["dtype"]
 
 
-@drawn(250)
+@drawn(1000)
 @given(call=calls())
 def test_hostile_calls(call: dict[str, Any]) -> None:
     results, warned, refusal = outcome(lambda: run(call))
@@ -280,8 +281,15 @@ def test_what_is_no_tokens_is_refused(kind: str) -> None:
 
 
 def test_an_energy_beyond_its_type_is_warned_of() -> None:
-    with pytest.warns(solvers.SolverWarning, match=r"an energy or residual along the solve outgrew torch\.float32"):
+    with pytest.warns(solvers.SolverWarning, match=r"residual or attention map of the solve outgrew torch\.float32"):
         VARSAttention(8, 2).energy(1e25 * torch.randn(2, 5, 8))
+
+
+def test_a_map_under_autocast_is_made_in_float32() -> None:
+    layer = VARSAttention(6, 3, dictionary="softmax", solver="nesterov")
+    x, mask = 100 * torch.randn(3, 5, 6), torch.tensor([0.0, 0, -1e30, 0, 0])[None, None, None]
+    with torch.autocast("cpu", torch.float16):
+        assert layer.attention_map(x, attn_mask=mask).isfinite().all()
 
 
 @pytest.mark.parametrize("solver", [name for name in solvers.available() if name != "exponential_euler"])

@@ -12,10 +12,12 @@ from data_cases import WNIDS, class_tree
 from demo_cases import TINY
 from safetensors.torch import load_file
 from trees import image_folder
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import solvers.catalogue
 import vars_ode
+from vars_ode.bench import BENCHES
 from vars_ode.cli import app
 from vars_ode.evaluation import EvaluationSettings, run_evaluation
 from vars_ode.study.plan import read_plan
@@ -131,6 +133,10 @@ def test_command_exists(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     elif program == "vars-ode" and arguments[0] == "study":  # an hour of trainings: only whether they can be
         plan, names, _ = read_plan(ROOT / arguments[1])
         assert [plan.build(name, seed=0) for name in names]
+    elif program == "vars-ode" and arguments[0] == "bench" and arguments[1] in BENCHES:
+        assert CliRunner().invoke(app, ["bench", "--help"]).exit_code == 0  # minutes of measuring, tested elsewhere
+        known = {option for param in get_command(app).commands["bench"].params for option in param.opts}  # type: ignore[attr-defined]
+        assert {argument for argument in arguments if argument.startswith("--")} <= known
     elif program == "vars-ode":
         monkeypatch.chdir(tmp_path)
         if arguments[0] == "dial":  # a run of the demo, where the demo leaves it
@@ -149,7 +155,7 @@ def test_command_exists(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
         assert arguments[:2] == ["-m", "pytest"]
         assert [a for a in arguments if a.startswith("tests") and not (ROOT / a).exists()] == []
     else:
-        assert command == "pip install -e ."  # what make does as well
+        assert command in ("pip install .", "pip install -e .")  # the second is what make does as well
 
 
 @pytest.mark.usefixtures("isolated")

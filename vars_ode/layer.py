@@ -109,7 +109,8 @@ class ReconstructionLayer(nn.Module, ABC):
         return self._along_solve(kkt_residual, torch.amax, x, save_at, context)
 
     def attention_map(self, x: Tensor, **context: Any) -> Tensor:
-        """The derivative of output tokens by value tokens at the solution, (batch, heads, tokens, tokens).
+        """The derivative of output tokens by value tokens at the solution, (batch, heads, tokens, tokens), in float32
+        at least.
 
         Templates are held fixed, and the derivative is averaged over the channels of a head, as the threshold acts on
         each of them by itself. In VARS-S each channel is a head. In the single-step limit of the softmax dictionary it
@@ -119,8 +120,9 @@ class ReconstructionLayer(nn.Module, ABC):
         if not isinstance(x, Tensor):
             raise ValueError(f"expected tokens as a tensor (batch, tokens, dim), got {type(x).__name__}")
         with torch.inference_mode(False), torch.enable_grad():
-            *others, v = (part.detach() for part in self._project(x.clone()))
-            v.requires_grad_()
+            *others, projected = (part.detach() for part in self._project(x.clone()))
+            dtype = torch.promote_types(projected.dtype, torch.float32)  # float16 overflows
+            v = projected.to(dtype, copy=True).requires_grad_()
             with torch.autocast(x.device.type, enabled=False):
                 args, read_out = self._state_problem(*others, v, **context)
                 state = self._integrate(args, x, adjoint=solvers.Direct()).y1
@@ -129,7 +131,9 @@ class ReconstructionLayer(nn.Module, ABC):
             for token in range(output.shape[-2]):
                 (row,) = torch.autograd.grad(output[..., token, :].sum(), v, retain_graph=True)
                 rows.append(row.mean(-1))
-        return torch.stack(rows, -2)
+        attended = torch.stack(rows, -2)
+        _warn_of_overflow(attended, state)
+        return attended
 
     def token_grid(self, tokens: int) -> tuple[Grid, int]:
         """(grid, number of tokens before it) of a sequence: as the model has it, or else the largest square."""
@@ -401,8 +405,8 @@ def _warn_of_overflow(measured: Tensor, states: Tensor) -> None:
     if is_traced(measured) or bool(values(measured).isfinite().all()) or not bool(values(states).isfinite().all()):
         return
     warnings.warn(
-        f"an energy or residual along the solve outgrew {measured.dtype}, though its states are finite: scale the "
-        "input, or measure the layer in float64",
+        f"an energy, residual or attention map of the solve outgrew {measured.dtype}, though its states are finite: "
+        "scale the input, or measure the layer in float64",
         solvers.SolverWarning,
         stacklevel=4,
     )

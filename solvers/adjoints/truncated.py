@@ -8,6 +8,7 @@ from torch import Tensor
 
 from solvers.adjoints.adjoint import Adjoint
 from solvers.adjoints.implicit import refuse_finite_horizons, trajectory_without_gradient, warn_of_motion
+from solvers.bookkeeping import finite_or_failed
 from solvers.checks import positive_int, rate_of_state
 from solvers.field import iterates
 from solvers.solution import Solution
@@ -50,4 +51,4 @@ class Truncated(Adjoint):
             y = field.iterate(y, args) if iterates(field) else y + rate_of_state(field(t, y, args), y)
         y = solution.y1.detach() + (y - y.detach())  # the answer of the solve, with the gradient of the steps
         ys = y[None] if loop.problem.save_at is None else trajectory_without_gradient(solution.ys, y, "truncated")
-        return replace(solution, ys=ys, y1=y)
+        return finite_or_failed(replace(solution, ys=ys, y1=y))

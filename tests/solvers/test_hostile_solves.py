@@ -230,6 +230,21 @@ def test_an_interval_too_short_for_the_type_has_a_residual() -> None:
     assert (solution.stats["residual"] == 0).all()
 
 
+def test_scipy_does_not_call_success_what_only_float64_holds() -> None:
+    y0 = torch.zeros(2, 1)
+    with pytest.warns(solvers.SolverWarning, match="NONFINITE"):
+        solution = solvers.solve(FIELDS["huge"], y0, 3.75, solvers.Scipy("RK23"))
+    assert (solution.status == solvers.Status.NONFINITE).all()
+
+
+def test_steps_behind_the_solve_that_break_are_told_of() -> None:
+    y0 = torch.ones(2, requires_grad=True)
+    rule = SteadyState(rtol=1e-3)
+    with pytest.warns(solvers.SolverWarning, match="NONFINITE"):
+        solution = solvers.solve(FIELDS["never finite"], y0, 0.0, "dopri5", adjoint="truncated", until=rule)
+    assert (solution.status == solvers.Status.NONFINITE).all()
+
+
 @pytest.mark.parametrize("growth", ["x", True, None])
 def test_the_growth_of_anderson_is_a_number(growth: Any) -> None:
     with pytest.raises(ValueError, match="growth must be at least 1"):
@@ -250,7 +265,7 @@ def test_a_gradient_that_an_adjoint_has_not_is_one_of_our_errors() -> None:
         solution.ys.sum().backward()
 
 
-@drawn(350)
+@drawn(1000)
 @given(problem=problems())
 def test_hostile_problems(problem: dict[str, Any]) -> None:
     solution, warned, refusal = outcome(lambda: run(problem))

@@ -1,5 +1,6 @@
 """What the commands share: errors as sentences, and how they were called."""
 
+import logging
 import os
 import shlex
 import sys
@@ -32,6 +33,20 @@ def refusals(
     except kinds as error:
         typer.echo(f"vars-ode {command}: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What the library logs goes to stderr, while the command runs."""
+    logger, handler = logging.getLogger("vars_ode"), logging.StreamHandler()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def command_line() -> str:

@@ -1,7 +1,6 @@
 """`vars-ode train`. Its options are the fields of `TrainingConfig` and `Recipe`, with what their docstrings say."""
 
 import inspect
-import logging
 import types
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 import yaml
 from typer.core import TyperCommand
 
-from vars_ode.cli.common import command_line, refusals
+from vars_ode.cli.common import command_line, refusals, told
 from vars_ode.training.config import TrainingConfig, described, read_config
 from vars_ode.training.recipe import Recipe
 
@@ -56,10 +55,8 @@ def train(
     from vars_ode.training.command import train as run
     from vars_ode.training.loop import StoppedError
 
-    logging.getLogger("vars_ode").setLevel(logging.INFO)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     given = {name: _value(name, value) for name, value in settings.items() if value not in (None, [], ())}
-    with refusals("train", kinds=(ValueError, OSError, RuntimeError)):
+    with told(), refusals("train", kinds=(ValueError, OSError, RuntimeError)):
         received: list[int] = []
         try:
             trained = run({**(read_config(config) if config else {}), **given}, out, command_line(), received)

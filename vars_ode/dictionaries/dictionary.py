@@ -63,6 +63,8 @@ class ScaledReadOut(ReadOut):
     static: Tensor | None = None
     dropout: float = 0.0
 
+    __repr__ = tensor_repr
+
     @property
     def templates(self) -> Tensor:
         """Phi, formed: (batch, heads, tokens, m)."""

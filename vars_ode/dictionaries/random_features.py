@@ -35,7 +35,8 @@ def log_features(q: Tensor, projection: Tensor, normalize: bool) -> Tensor:
         return (q @ projection).sub_(0.5 * q.square().sum(-1, keepdim=True))
     norm = torch.linalg.vector_norm(q, dim=-1, keepdim=True)
     bounded = norm.clamp_min(1e-12)  # as in F.normalize
-    return ((q / bounded) @ projection).sub_(0.5 * (norm / bounded).square())
+    length = (1e12 * norm).clamp_max(1.0)  # of q / bounded, also where the norm is beyond the type
+    return ((q / bounded) @ projection).sub_(0.5 * length.square())
 
 
 def raw_features(log_templates: Tensor) -> Tensor:

@@ -60,13 +60,24 @@ def escape_formulas(app, what, name, obj, options, lines) -> None:
         lines[place] = "".join(pieces)
 
 
+def mathml(latex: str, display: str = "inline") -> str:
+    r"""MathML, with brackets such as \Bigl( in their size: browsers stretch them in a font for mathematics only."""
+
+    def enlarged(found: re.Match) -> str:
+        size, bracket = float(found[1]), found[2]
+        big = f'<mo stretchy="false" style="font-size:{size}em">{bracket}</mo>'
+        return f'<mpadded voffset="{-0.3 * (size - 1):.2f}em">{big}</mpadded>'
+
+    return re.sub(r'<mo [^>]*minsize="([\d.]+)em"[^>]*>(.*?)</mo>', enlarged, convert(latex, display=display))
+
+
 def write_inline_math(translator, node) -> None:
-    translator.body.append(convert(node.astext()))
+    translator.body.append(mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def write_displayed_math(translator, node) -> None:
-    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    translator.body.append(f'<div class="math">{mathml(node.astext(), display="block")}</div>')
     raise nodes.SkipNode
 
 

@@ -1,7 +1,8 @@
 """Pictures of every page that the library writes, at the width of a desk and of a phone: `make screenshots`.
 
 The report of a study, the page of `vars-ode convergence` and the documentation are rendered by a headless Chromium into
-a folder, to be looked at. What does not fit is also printed: pages wider than the window, and what has to be scrolled.
+a folder, to be looked at. What does not fit is also printed: pages wider than the window, and what has to be scrolled
+other than code.
 """
 
 import argparse
@@ -40,9 +41,9 @@ WRAPPER = """<!DOCTYPE html><html><head><meta charset="utf-8"><title></title></h
 </iframe><script>
 onload = () => {{
   const inner = document.getElementById("page").contentDocument, root = inner.documentElement;
-  const boxes = [...inner.querySelectorAll("main *, article *")].filter(
+  const boxes = [...inner.querySelectorAll("main :not(pre), article :not(pre)")].filter(
     box => box.clientWidth > 0 && box.scrollWidth > box.clientWidth + 1 &&
-      ["auto", "scroll"].includes(getComputedStyle(box).overflowX));
+      !box.closest("pre") && ["auto", "scroll"].includes(getComputedStyle(box).overflowX));
   document.title = JSON.stringify({{height: root.scrollHeight, width: root.scrollWidth, scrolled: boxes.map(
     box => box.tagName.toLowerCase() + " of " + box.scrollWidth + " in " + box.clientWidth + " px: "
       + box.textContent.trim().replace(/\\s+/g, " ").slice(0, 40))}});
@@ -59,7 +60,8 @@ def main() -> str | None:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         return f"No browser was found. Install Chromium (it is looked for as {', '.join(BROWSERS)}), then try again."
-    pages = {page.stem: page.resolve() for page in chosen.pages} or dict(_all_pages())
+    pages = {"_".join(page.resolve().with_suffix("").parts[-2:]): page.resolve() for page in chosen.pages}
+    pages = pages or dict(_all_pages())
     absent = [str(page) for page in pages.values() if not page.is_file()]
     if absent or not pages:
         return f"There is no page {', '.join(absent)}." if absent else "There is no page yet: `make docs` first."

@@ -111,6 +111,20 @@ def test_conditions_that_are_not_in_every_run_are_named(found: Comparison) -> No
     assert "Not in every run, and left out: fgsm." in partial.findings()
 
 
+def test_conditions_on_different_images_count_equally() -> None:
+    def answers(condition: str, right: int, images: int) -> Outcome:
+        labels = torch.zeros(images, dtype=torch.long)
+        return Outcome(condition, 1, torch.arange(images), labels, (torch.arange(images) >= right).long())
+
+    runs = {
+        "a": [[answers("fog", 1, 2), answers("snow", 9, 10)]],
+        "b": [[answers("fog", 0, 2), answers("snow", 9, 10)]],
+    }
+    found = Comparison.of(runs, "b")
+    (difference,) = (a.difference for a in found.differences if a.measure == MEAN)
+    assert difference.mean == pytest.approx(found.accuracy("a", MEAN).mean - found.accuracy("b", MEAN).mean)
+
+
 def test_other_images_are_refused(data: TensorDataset) -> None:
     labels = torch.zeros(4, dtype=torch.long)
     outcome = Outcome("clean", 0, torch.arange(4), labels, labels)

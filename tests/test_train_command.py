@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import vars_ode
 from vars_ode.cli import app
-from vars_ode.data import Preprocessing
+from vars_ode.data import Preprocessing, UnreadablePicture
 from vars_ode.models import vars_layers
 from vars_ode.training.checkpoints import damage_of
 from vars_ode.training.command import train
@@ -134,6 +134,7 @@ def test_settings_of_a_file_and_of_the_command_line(tree: Path, tmp_path: Path) 
     again = ["train", "--config", str(tmp_path / "a" / "training.yaml"), "--out", str(tmp_path / "b")]
     assert CliRunner().invoke(app, again).exit_code == 0
     assert differing(tmp_path / "a", tmp_path / "b") == []
+    assert (tmp_path / "a" / "solves.csv").read_bytes() == (tmp_path / "b" / "solves.csv").read_bytes()
 
 
 def test_kills_at_random_times_change_no_bit(tree: Path, tmp_path: Path) -> None:
@@ -180,6 +181,8 @@ def test_two_processes_train_as_one(tree: Path, tmp_path: Path) -> None:
         for rank in ("0", "1")
     ]
     finish(*pair)
+    (position, *_) = (tmp_path / "two" / "checkpoints").glob("*/position.json")
+    assert json.loads(position.read_text())["images_per_update"] == 8  # that is, they were two
     one = json.loads((tmp_path / "one" / "summary.json").read_text())
     for other in ("two", "accumulated"):
         found = json.loads((tmp_path / other / "summary.json").read_text())
@@ -246,9 +249,10 @@ def test_data_sets_of_timms_names(tree: Path, tmp_path: Path) -> None:
     assert differing(tmp_path / "timm", tmp_path / "folder") == []
 
 
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "v0-mstd0.5"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_the_published_augmentation_bears_every_draw(mode: str) -> None:
-    config = resolved({"model": "rvt_tiny", "preset": "published"}, 0, 1)
+def test_augmentation_bears_every_draw(mode: str, policy: str) -> None:
+    config = resolved({"model": "rvt_tiny", "preset": "published", "aa": policy}, 0, 1)
     size = (1 if mode == "L" else 3, 16, 16)
     transform = training_transform(config, Preprocessing(size, (0.0,), (1.0,)))
     picture_of_noise = picture(0, 0, 24, mode)
@@ -292,11 +296,27 @@ def test_unreadable_images_are_named_or_skipped(tree: Path, tmp_path: Path) -> N
     given = {**SMALL, "data": tmp_path / "data", "epochs": 1, "holdout": 0.0}
     result = CliRunner().invoke(app, ["train", *options(given), "--out", str(tmp_path / "a")])
     assert result.exit_code == 2
-    assert f"cannot read {broken}" in result.output.replace("\n", "")
+    assert f"{broken} is no picture that can be read" in result.output.replace("\n", "")
     given["skip_unreadable"] = True
     result = CliRunner().invoke(app, ["train", *options(given), "--out", str(tmp_path / "b")])
     assert result.exit_code == 0
     assert json.loads((tmp_path / "b" / "summary.json").read_text())["epochs"][0]["unreadable"] == 1
+
+
+def test_held_out_images_that_cannot_be_read_are_named_or_left_out(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        image_folder(tmp_path / "data" / part, per_class=4)
+    broken = tmp_path / "data" / "val" / "class_0" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    given = {**SMALL, "data": str(tmp_path / "data"), "epochs": 1, "validation_batch_size": 3}
+    with pytest.raises(UnreadablePicture, match=f"{broken} is no picture"):
+        train(given, tmp_path / "a")
+    (record,) = train({**given, "skip_unreadable": True}, tmp_path / "b").history
+    assert (record["validation_accuracy"] * 15) == pytest.approx(round(record["validation_accuracy"] * 15))
+    for file in (tmp_path / "data" / "train").rglob("*.png"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(UnreadablePicture, match="is no picture"):
+        train({**given, "skip_unreadable": True}, tmp_path / "c")
 
 
 @pytest.mark.parametrize(
@@ -316,8 +336,13 @@ def test_unreadable_images_are_named_or_skipped(tree: Path, tmp_path: Path) -> N
         ({"horizon": "sometimes"}, "cannot read the horizon"),
         ({"amp": True, "amp_dtype": "float16", "device": "cpu"}, "fp16"),
         ({"holdout": 1.5}, "holdout"),
+        pytest.param(
+            {"device": "cuda"},
+            "there is no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
         ({"log_with": ("tensorbord",)}, "did you mean 'tensorboard'"),
-        ({"data": "torch/cifar10", "data_dir": "nowhere"}, "timm cannot open the data set 'torch/cifar10'"),
+        ({"data": "torch/cifar10", "data_dir": "nowhere"}, "timm cannot open the split 'train' of 'torch/cifar10'"),
         ({"data": "wds/x", "data_dir": "nowhere"}, "'wds/x'"),
     ],
 )

@@ -94,8 +94,11 @@ class Comparison(Measurement):
         """(seeds, images): the share of a measure's conditions under which an image was recognised."""
         keys = self.measures[measure]
         sizes = {len(run[key]) for run in self.runs[name] for key in keys}
-        if len(sizes) > 1:  # conditions on different images: each counts by itself, and images are those of all
-            return np.stack([np.concatenate([run[key].correct.numpy() for key in keys]) for run in self.runs[name]])
+        if len(sizes) > 1:  # conditions on different images: those of all, weighted so that conditions count equally
+            total = sum(len(self.runs[name][0][key]) for key in keys)
+            weights = {key: total / (len(keys) * len(self.runs[name][0][key])) for key in keys}
+            each = [[weights[key] * run[key].correct.numpy() for key in keys] for run in self.runs[name]]
+            return np.stack([np.concatenate(one) for one in each])
         return np.stack([np.mean([run[key].correct.numpy() for key in keys], axis=0) for run in self.runs[name]])
 
     def accuracy(self, name: str, measure: str) -> Spread:

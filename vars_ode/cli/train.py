@@ -36,8 +36,10 @@ class SeveralValues(TyperCommand):
 
 
 def train(
-    out: Path,
-    config: Path | None = None,
+    out: Annotated[Path, typer.Option(help="Results folder: new, or of this training.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Settings by name in a YAML file; options here come before them.")
+    ] = None,
     **settings: Any,
 ) -> None:
     """Train a model and save it: any model, attention, solver, adjoint and horizon, on a folder of pictures.
@@ -94,12 +96,9 @@ def _kind(hint: Any) -> Any:
     return hint if hint in (bool, int, float, str) else str  # choices and horizons are read from strings
 
 
-_DICTS: set[str] = set()
-
-
 def _value(name: str, value: Any) -> Any:
     """An option's value as the field takes it."""
-    if name in _DICTS:
+    if name.endswith("kwargs"):
         return dict(_pair(name, text) for text in value)
     if isinstance(value, list):
         return tuple(value)
@@ -122,30 +121,13 @@ def _is_number(text: str) -> bool:
 
 
 def _describe() -> None:
-    """Give `train` the signature that typer reads."""
-    parameters = [
-        inspect.Parameter(
-            "out",
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=Annotated[Path, typer.Option(help="Results folder: new, or of this training.")],
-        ),
-        inspect.Parameter(
-            "config",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                Path | None, typer.Option(help="Settings by name in a YAML file; options here come before them.")
-            ],
-        ),
-    ]
+    """Give `train` the signature that typer reads: the fields in place of **settings."""
+    out, config, _ = inspect.signature(train).parameters.values()
+    parameters = [out.replace(kind=out.KEYWORD_ONLY), config.replace(kind=config.KEYWORD_ONLY)]
     for cls in (TrainingConfig, Recipe):
         hints, texts = get_type_hints(cls), described(cls)
-        for item in fields(cls):
-            if item.name == "recipe":
-                continue
-            if get_origin(hints[item.name]) is dict:
-                _DICTS.add(item.name)
-            parameters.append(_option(item, hints[item.name], texts[item.name]))
+        chosen = [item for item in fields(cls) if item.name != "recipe"]
+        parameters += [_option(item, hints[item.name], texts[item.name]) for item in chosen]
     train.__signature__ = inspect.Signature(parameters, return_annotation=None)  # type: ignore[attr-defined]
     train.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
 

@@ -2,11 +2,14 @@
 
 from vars_ode.data.benchmarks import BENCHMARKS as BENCHMARKS
 from vars_ode.data.benchmarks import IMAGENET_C as IMAGENET_C
+from vars_ode.data.benchmarks import TIMM_NAMES as TIMM_NAMES
 from vars_ode.data.benchmarks import clean_set as clean_set
 from vars_ode.data.benchmarks import open_benchmark as open_benchmark
+from vars_ode.data.benchmarks import open_timm as open_timm
 from vars_ode.data.evaluation_sets import EvaluationSet as EvaluationSet
 from vars_ode.data.evaluation_sets import Pictures as Pictures
 from vars_ode.data.evaluation_sets import UnreadablePicture as UnreadablePicture
+from vars_ode.data.evaluation_sets import readable as readable
 from vars_ode.data.evaluation_sets import spread as spread
 from vars_ode.data.fashion_mnist import EMBEDDED as EMBEDDED
 from vars_ode.data.fashion_mnist import FASHION_MNIST_CLASSES as FASHION_MNIST_CLASSES

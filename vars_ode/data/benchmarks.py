@@ -31,7 +31,7 @@ from vars_ode.data.trees import (
     root_of,
 )
 
-__all__ = ["BENCHMARKS", "IMAGENET_C", "clean_set", "open_benchmark"]
+__all__ = ["BENCHMARKS", "IMAGENET_C", "TIMM_NAMES", "clean_set", "open_benchmark", "open_timm"]
 
 IMAGENET_C = (
     "gaussian_noise",
@@ -53,7 +53,7 @@ IMAGENET_C = (
 """The corruptions whose errors make up the mCE, in the order of the paper."""
 _EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # published beside them, no part of the mCE
 _SEVERITIES = (1, 2, 3, 4, 5)
-_TIMM = ("torch/", "hfds/", "tfds/", "wds/")
+TIMM_NAMES = ("torch/", "hfds/", "tfds/", "wds/")
 
 Reader = Callable[[Path, Preprocessing, int], list[EvaluationSet]]
 
@@ -85,7 +85,7 @@ def clean_set(
         if num_classes not in (None, 10):
             raise ValueError(f"{EMBEDDED} has 10 classes and the model {num_classes}; give data of its own classes")
         return EvaluationSet("clean", "clean", 0, partial(EmbeddedPictures, preprocessing), source=source)
-    if source.startswith(_TIMM):
+    if source.startswith(TIMM_NAMES):
         return _of_timm(source, preprocessing, num_classes, data_dir, split)
     folder = Path(source)
     if not folder.is_dir():
@@ -103,18 +103,35 @@ def clean_set(
 def _of_timm(
     name: str, preprocessing: Preprocessing, num_classes: int | None, data_dir: str | None, split: str
 ) -> EvaluationSet:
-    mode = "L" if preprocessing.channels == 1 else "RGB"
-    try:
-        data = create_dataset(name, root=data_dir, split=split, input_img_mode=mode)
-    except (RuntimeError, OSError, ImportError, ValueError, AssertionError) as error:
-        raise ValueError(f"timm cannot open the split {split!r} of {name!r} in {data_dir}: {error}") from error
-    if not hasattr(data, "__getitem__"):
-        raise ValueError(f"{name} is read as a stream, and an evaluation needs images by number; take a folder")
+    data = open_timm(name, data_dir, split, preprocessing.channels)
     classes = getattr(data, "classes", None)
     if classes and num_classes not in (None, len(classes)):
         raise ValueError(f"{name} has {len(classes)} classes and the model {num_classes}")
     opened = partial(DataSetPictures, data, preprocessing)
     return EvaluationSet("clean", "clean", 0, opened, source=f"{name}, {split}")
+
+
+def open_timm(name: str, data_dir: str | None, split: str, channels: int = 3, **options: Any) -> Any:
+    """A split of a data set of `timm.data.create_dataset`, of (PIL image, label) by number.
+
+    Args:
+        name: such as "torch/cifar10".
+        data_dir: where it lies.
+        split: its name.
+        channels: 1 for grey.
+        options: further ones of `create_dataset`.
+
+    Raises:
+        ValueError: it cannot be opened, or is a stream.
+    """
+    mode = "L" if channels == 1 else "RGB"
+    try:
+        data = create_dataset(name, root=data_dir, split=split, input_img_mode=mode, **options)
+    except (RuntimeError, OSError, ImportError, ValueError, AssertionError) as error:
+        raise ValueError(f"timm cannot open the split {split!r} of {name!r} in {data_dir}: {error}") from error
+    if not hasattr(data, "__getitem__"):
+        raise ValueError(f"{name} is a stream, and its images are needed by number; take a folder of pictures")
+    return data
 
 
 def _split(path: Path) -> Path | None:

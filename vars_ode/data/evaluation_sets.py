@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,20 @@ _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # P
 
 class UnreadablePicture(ValueError):
     """A file that is no picture; the message names it."""
+
+
+@contextmanager
+def readable(name: object) -> Iterator[None]:
+    """What is raised inside because a file is damaged becomes an `UnreadablePicture` with its name.
+
+    Errors of the system, such as a disk that is gone, are no fault of the file and stay as they are.
+    """
+    try:
+        yield
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UnreadablePicture(f"{name} is no picture that can be read ({error})") from error
 
 
 class Pictures(Dataset[tuple[Tensor, int]], ABC):
@@ -74,13 +89,8 @@ class FilePictures(Pictures):
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         path, label = self.files[position]
-        try:
-            with Image.open(path) as picture:
-                return self._transform(picture), label
-        except _DAMAGED as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the system's, such as a disk that is gone: no fault of this file, and not to be passed over
-            raise UnreadablePicture(f"{path} is no picture that can be read ({error})") from error
+        with readable(path), Image.open(path) as picture:
+            return self._transform(picture), label
 
 
 class ArrayPictures(Pictures):
@@ -114,12 +124,8 @@ class DataSetPictures(Pictures):
         return len(self.data)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        try:
+        with readable(f"picture {position} of the data set"):
             picture, label = self.data[position]
-        except _DAMAGED as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise UnreadablePicture(f"picture {position} of the data set cannot be read ({error})") from error
         return self._transform(picture), int(label)
 
 

@@ -10,8 +10,8 @@ from vars_ode.training.loop import DivergedError as DivergedError
 from vars_ode.training.loop import Epoch as Epoch
 from vars_ode.training.loop import StoppedError as StoppedError
 from vars_ode.training.loop import Training as Training
-from vars_ode.training.loop import UnreadableError as UnreadableError
 from vars_ode.training.loop import Update as Update
 from vars_ode.training.loop import fit as fit
 from vars_ode.training.recipe import Recipe as Recipe
 from vars_ode.training.solve_log import failures as failures
+from vars_ode.training.validation import Validation as Validation

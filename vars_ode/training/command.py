@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from solvers.checks import one_of
@@ -62,16 +63,14 @@ def train(given: Mapping[str, Any], out: Path, command: str = "", received: list
 
     Raises:
         ValueError: settings, data or a folder that cannot be used; the message says which.
-        DivergedError, StoppedError, UnreadableError: as `Training` raises them.
+        DivergedError, StoppedError, UnreadablePicture: as `Training` raises them.
     """
     first = TrainingConfig.from_dict({key: value for key, value in given.items() if key != "lr"})
-    sources = open_sources(
-        first.data, first.data_dir, first.train_split, first.val_split, first.dataset_download, first.in_chans
-    )
     device = first.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    processes = _processes(device)
-    accumulated = first.recipe.grad_accum_steps
-    config = resolved(given, len(sources.train), processes * accumulated)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no GPU for device='cuda'; leave it out, or give cpu")
+    sources = open_sources(first)
+    config = resolved(given, len(sources.train), _processes(device) * first.recipe.grad_accum_steps)
     _check_trackers(config.log_with)
     accelerator = accelerator_for(config.recipe, device, list(config.log_with) or None, out)
     main = accelerator.is_main_process
@@ -115,7 +114,7 @@ class _Run:
             augment=self.data.augment,
             progress=self._progress if accelerator.is_main_process else None,
             on_epoch=self._on_epoch,
-            validation=self.data.validation,
+            validation=self._measure(self.data.validation),
             workers=config.workers,
             skip_unreadable=config.skip_unreadable,
             accelerator=accelerator,
@@ -136,6 +135,11 @@ class _Run:
                     self.accelerator.end_training()
         test = self._finish(history)
         return Trained(self.out, history, test)
+
+    def _measure(self, data: Dataset[Any] | None) -> Validation | None:
+        config = self.config
+        batch_size, workers, skip = config.validation_batch_size, config.workers, config.skip_unreadable
+        return None if data is None else Validation(data, batch_size, workers, skip)
 
     def _progress(self, update: Update) -> None:
         if self.bar is None:
@@ -183,8 +187,8 @@ class _Run:
             best, _ = load_checkpoint(self.out / BEST)
             models["best"] = best.to(self.accelerator.device)
         test = {}
-        if self.data.test is not None:
-            measure = Validation(self.data.test, self.config.validation_batch_size)
+        measure = self._measure(self.data.test)
+        if measure is not None:
             test = {name: measure.accuracy(model, self.accelerator) for name, model in models.items()}
         if main:
             summary = {"test": test, "epochs": history, "command": self.command, "versions": environment()}
@@ -210,8 +214,7 @@ def build(config: TrainingConfig, sources: Sources) -> nn.Module:
     if config.init is not None:
         if config.attention is not None or config.attention_kwargs:
             raise ValueError("init brings its attention along; leave attention out, or use `vars-ode convert` before")
-        hints = {**own, **extra, **({"num_classes": classes} if config.init else {})}
-        model, _ = load_checkpoint(config.init, **hints)
+        model, _ = load_checkpoint(config.init, **own, **extra, num_classes=classes)
     else:
         spec = ModelSpec(
             str(config.model),

@@ -90,7 +90,8 @@ class TrainingConfig:
         train_interpolation: of random crops: "random", "bilinear" or "bicubic".
         mean, std: of the normalisation, per channel; by default the model's, and none for fashion-mnist.
         crop_pct, interpolation: of test images; by default the model's.
-        skip_unreadable: take the next image for one whose file cannot be read, and count it.
+        skip_unreadable: take the next training image for one whose file cannot be read, and count it; leave held-out
+            and test images out that cannot be.
         seed: of weights, order, augmentation, dropout and horizons.
         workers: processes that read images, per process.
         validation_batch_size: images per batch when measuring.

@@ -2,29 +2,30 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms.functional import to_tensor
 
+from vars_ode.data import UnreadablePicture
 from vars_ode.training.keyed import generator, seeded
 from vars_ode.training.order import Key
 
 Augmentation = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
-UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError)  # PIL raises the last for a broken PNG
+Unreadable = Literal["stop", "replace", "leave out"]
 
 
 class Batch(NamedTuple):
-    """Images with labels; `unreadable` names the files in whose place another image is, or the one that ended it."""
+    """Images with labels; which pictures could not be read, and whether that is the end of it."""
 
     images: Tensor
     labels: Tensor
     unreadable: tuple[str, ...] = ()
+    failed: bool = False
 
 
 class Images(Dataset[Batch]):
@@ -35,11 +36,11 @@ class Images(Dataset[Batch]):
             arrays or PIL images. Its own random transforms are seeded for the image and the epoch.
         seed: of the training.
         augment: applied to each batch of images, with a generator for each image.
-        skip_unreadable: take the next image for one whose file cannot be read.
+        unreadable: "stop" at a picture that cannot be read, "replace" it by the next one, or "leave out".
     """
 
     def __init__(
-        self, data: Dataset[Any], seed: int, augment: Augmentation | None = None, skip_unreadable: bool = False
+        self, data: Dataset[Any], seed: int, augment: Augmentation | None = None, unreadable: Unreadable = "stop"
     ) -> None:
         if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
             raise ValueError(
@@ -48,7 +49,7 @@ class Images(Dataset[Batch]):
             )
         if isinstance(data, TensorDataset):
             check_tensors(data)
-        self.data, self.seed, self.augment, self.skip_unreadable = data, seed, augment, skip_unreadable
+        self.data, self.seed, self.augment, self.unreadable = data, seed, augment, unreadable
 
     def __len__(self) -> int:
         return len(self.data)
@@ -67,21 +68,37 @@ class Images(Dataset[Batch]):
         return batch._replace(images=self.augment(batch.images, own))
 
     def _read(self, keys: Sequence[Key]) -> Batch:
-        images, labels, unreadable = [], [], []
+        images, labels = [], []
+        unreadable: list[str] = []
         for look in keys:
-            for step in range(len(self)):
-                index = (look.image + step) % len(self)
-                try:
-                    with seeded(self.seed, "augmentation", look.epoch, index, look.repeat):
-                        image, label = self.data[index]
-                    break
-                except UNREADABLE as error:
-                    unreadable.append(f"{name_of(self.data, index)} ({error})")
-                    if not self.skip_unreadable:  # told by the process that trains: workers dress errors up
-                        return Batch(torch.empty(0), torch.empty(0, dtype=torch.int64), tuple(unreadable))
-            images.append(image if isinstance(image, Tensor) else to_tensor(np.asarray(image)))
-            labels.append(int(label))
-        return Batch(torch.stack(images), torch.tensor(labels), tuple(unreadable))
+            found = self._first_readable(look, unreadable)
+            if found is not None:
+                image, label = found
+                images.append(image if isinstance(image, Tensor) else to_tensor(np.asarray(image)))
+                labels.append(int(label))
+            elif self.unreadable != "leave out":  # told by the process that trains: workers dress errors up
+                return Batch(torch.empty(0), torch.empty(0, dtype=torch.int64), tuple(unreadable), failed=True)
+        stacked = torch.stack(images) if images else torch.empty(0)
+        return Batch(stacked, torch.tensor(labels, dtype=torch.int64), tuple(unreadable))
+
+    def _first_readable(self, look: Key, unreadable: list[str]) -> tuple[Any, Any] | None:
+        """The image of a key or, where it is to be replaced, the next that can be read; adds to those that cannot."""
+        for step in range(len(self) if self.unreadable == "replace" else 1):
+            index = (look.image + step) % len(self)
+            try:
+                with seeded(self.seed, "augmentation", look.epoch, index, look.repeat):
+                    image, label = self.data[index]
+                return image, label
+            except UnreadablePicture as error:
+                unreadable.append(str(error))
+        return None
+
+
+def told(batch: Batch) -> Batch:
+    """The batch, or the error that a picture in it ended the reading."""
+    if batch.failed:
+        raise UnreadablePicture(f"{batch.unreadable[-1]}: repair or remove it, or let such pictures be skipped")
+    return batch
 
 
 def batches(images: Images, looks: Iterator[Sequence[Key]], workers: int, pin_memory: bool = False) -> Iterator[Batch]:
@@ -115,17 +132,6 @@ class _Once:
 
 def _as_is(batch: Batch) -> Batch:
     return batch
-
-
-def name_of(data: Any, index: int) -> str:
-    """The file of an image, where the data set tells."""
-    if hasattr(data, "indices"):  # a part of another, as torch's Subset
-        return name_of(data.dataset, data.indices[index])
-    samples = getattr(data, "samples", None)
-    if samples is not None:
-        return str(samples[index][0])
-    reader = getattr(data, "reader", None)  # of timm's data sets
-    return f"image {index}" if reader is None else str(reader.filename(index, absolute=True))
 
 
 def check_tensors(data: TensorDataset) -> None:

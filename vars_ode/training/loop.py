@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import solvers
+from vars_ode.data import spread
 from vars_ode.training.accelerating import accelerator_for, forget, release
 from vars_ode.training.checkpoints import Checkpoints
 from vars_ode.training.horizon import SolveOfUpdate
-from vars_ode.training.images import Augmentation, Batch, Images, batches
+from vars_ode.training.images import Augmentation, Batch, Images, batches, told
 from vars_ode.training.keyed import key, seeded
 from vars_ode.training.optimization import check_classes, loss_for, mixer_for, optimizer_for, schedule_for
 from vars_ode.training.order import Key, Order
@@ -61,56 +62,12 @@ class StoppedError(RuntimeError):
     """The training was asked to stop, and its state is saved."""
 
 
-class UnreadableError(ValueError):
-    """The file of an image cannot be read."""
+def fit(model: nn.Module, data: Dataset[Any], recipe: Recipe, **options: Any) -> list[Epoch]:
+    """Train `model` in place on the device it is on; a record per epoch.
 
-
-def fit(
-    model: nn.Module,
-    data: Dataset[Any],
-    recipe: Recipe,
-    *,
-    seed: int = 0,
-    augment: Augmentation | None = None,
-    progress: Callable[[Update], object] | None = None,
-    on_epoch: Callable[[Epoch], object] | None = None,
-    validation: Dataset[Any] | None = None,
-    workers: int = 0,
-) -> list[Epoch]:
-    """Train `model` in place on the device it is on. `Training` has more options.
-
-    Args:
-        model: images (batch, channels, height, width) -> logits (batch, classes).
-        data: a `TensorDataset` of (images, int64 labels), or a data set of (image, label), such as an ImageFolder with
-            transforms.
-        recipe: how.
-        seed: of the order of the images, of the augmentation, of dropout and of random horizons.
-        augment: applied to each batch of images, with a generator for each image.
-        progress: called with an `Update` after each.
-        on_epoch: called with each epoch's record.
-        validation: images to measure after each epoch.
-        workers: processes that read images.
-
-    Returns:
-        a record per epoch.
-
-    Raises:
-        DivergedError: the loss or the gradient is not finite; the message says at which update.
-        ValueError: fewer images than a batch, labels that are not int64 classes of the model, or a recipe that asks
-            for what model or device do not have.
+    Arguments, options and errors are those of `Training`.
     """
-    training = Training(
-        model,
-        data,
-        recipe,
-        seed=seed,
-        augment=augment,
-        progress=progress,
-        on_epoch=on_epoch,
-        validation=validation,
-        workers=workers,
-    )
-    return training.run()
+    return Training(model, data, recipe, **options).run()
 
 
 class Training:
@@ -122,7 +79,16 @@ class Training:
     rounding alone (dropout, stochastic depth, BatchNorm and mixing per element apart, which see one process's images).
 
     Args:
-        model, data, recipe, seed, augment, progress, on_epoch, validation, workers: as for `fit`.
+        model: images (batch, channels, height, width) -> logits (batch, classes); trained in place on its device.
+        data: a `TensorDataset` of (images, int64 labels), or a data set of (image, label), such as an ImageFolder with
+            transforms.
+        recipe: how.
+        seed: of the order of the images, of the augmentation, of dropout and of random horizons.
+        augment: applied to each batch of images, with a generator for each image.
+        progress: called with an `Update` after each.
+        on_epoch: called with each epoch's record.
+        validation: images to measure after each epoch: a data set like `data`, or a `Validation`.
+        workers: processes that read images.
         skip_unreadable: take the next image for one whose file cannot be read, and count it.
         accelerator: Hugging Face's, where it is to be another than the recipe's own.
         checkpoints: where and how often the state is saved; None for never.
@@ -133,6 +99,12 @@ class Training:
         ema: timm's average of the weights, None without.
         history: the records so far.
         solves: the rows of the solves so far.
+
+    Raises:
+        DivergedError: the loss or the gradient is not finite; the message says at which update.
+        UnreadablePicture: the file of an image is damaged.
+        ValueError: fewer images than a batch, labels that are not int64 classes of the model, or a recipe that asks
+            for what model or device do not have.
     """
 
     def __init__(
@@ -145,7 +117,7 @@ class Training:
         augment: Augmentation | None = None,
         progress: Callable[[Update], object] | None = None,
         on_epoch: Callable[[Epoch], object] | None = None,
-        validation: Dataset[Any] | None = None,
+        validation: Dataset[Any] | Validation | None = None,
         workers: int = 0,
         skip_unreadable: bool = False,
         accelerator: Any = None,
@@ -156,9 +128,11 @@ class Training:
         self._device = next(model.parameters()).device
         self._progress, self._on_epoch = progress, on_epoch
         self._workers, self._asked_to_stop = workers, asked_to_stop
-        self._images = Images(data, seed, augment, skip_unreadable)
+        self._images = Images(data, seed, augment, "replace" if skip_unreadable else "stop")
         self._solve = SolveOfUpdate(model, recipe.horizon, seed)
-        self._validation = Validation(validation) if validation is not None else None
+        if validation is not None and not isinstance(validation, Validation):
+            validation = Validation(validation)
+        self._validation = validation
         self._classes: int | None = getattr(model, "num_classes", None)
         if recipe.mixes and self._classes is None:
             raise ValueError("mixup and cutmix need a model that tells its number of classes as model.num_classes")
@@ -284,7 +258,7 @@ class Training:
         steps, first = self.recipe.grad_accum_steps, self._accelerator.process_index * self.recipe.grad_accum_steps
         total, correct, unreadable = torch.zeros((), device=self._device), torch.zeros((), device=self._device), 0
         for step in range(steps):
-            batch = self._readable(next(stream))
+            batch = told(next(stream))
             torch.manual_seed(key(self.seed, "dropout", update, first + step))
             last = step == steps - 1
             with nullcontext() if last else self._accelerator.no_sync(self._prepared):
@@ -294,21 +268,13 @@ class Training:
             unreadable += len(batch.unreadable)
         return total, correct, unreadable
 
-    def _readable(self, batch: Batch) -> Batch:
-        if not len(batch.images):
-            raise UnreadableError(
-                f"cannot read {batch.unreadable[-1]}; repair or remove the file, or let such images be skipped"
-            )
-        if self._classes is not None:
-            check_classes(batch.labels, self._classes)
-        return batch
-
     def _loss_of(self, batch: Batch, update: int) -> tuple[Tensor, Tensor]:
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         images = batch.images.to(self._device, non_blocking=True, memory_format=layout)
         labels = batch.labels.to(self._device, non_blocking=True)
         target = labels
         if self._mixer is not None:
+            check_classes(batch.labels, self._classes or 0)  # before they are mixed
             off = self.recipe.mixup_off_epoch
             self._mixer.mixup_enabled = not off or update // self._order.updates_per_epoch < off
             with seeded(self.seed, "mixup", update):
@@ -377,8 +343,9 @@ class Training:
             self._on_epoch(record)
 
     def _close_solves(self, epoch: int) -> None:
-        data = self._images.data if self._validation is None else self._validation.data
-        probe = torch.stack([torch.as_tensor(data[i][0]) for i in range(min(PROBE_IMAGES, len(data)))])  # type: ignore[arg-type]
+        images = self._images if self._validation is None else self._validation.images
+        probed = spread(len(images), min(PROBE_IMAGES, len(images)))
+        probe = told(images.__getitems__([Key(0, image, 0) for image in probed])).images  # the same in each epoch
         rows = self._log.close_epoch(epoch, self.model, probe.to(self._device), self._log.state(self._add_up))
         for sentence in failures(rows):
             logger.warning(sentence)

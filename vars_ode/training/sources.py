@@ -8,22 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import auto_augment, create_dataset, create_transform
+from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from vars_ode.data import EMBEDDED, FASHION_MNIST_CLASSES, Preprocessing, fashion_mnist, fitted
+from vars_ode.data import (
+    EMBEDDED,
+    FASHION_MNIST_CLASSES,
+    TIMM_NAMES,
+    Preprocessing,
+    fashion_mnist,
+    fitted,
+    open_timm,
+    readable,
+)
 from vars_ode.training.config import TrainingConfig
 from vars_ode.training.images import Augmentation, flip_and_shift
 from vars_ode.training.keyed import generator
 
 _VALIDATION = ("val", "validation", "valid")
-_TIMM = ("torch/", "hfds/", "tfds/", "wds/")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sources:
     """Data sets of (image, label) without transforms: PIL images, or tensors where they are embedded.
 
@@ -41,7 +49,7 @@ class Sources:
     embedded: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prepared:
     """Data sets as the model takes them."""
 
@@ -51,19 +59,17 @@ class Prepared:
     augment: Augmentation | None
 
 
-def open_sources(
-    data: str, data_dir: str | None, train_split: str, val_split: str, download: bool, in_chans: int | None
-) -> Sources:
+def open_sources(config: TrainingConfig) -> Sources:
     """The data sets that a configuration names.
 
     Raises:
         ValueError: no such folder or data set; the message says what was expected.
     """
-    if data == EMBEDDED:
+    if config.data == EMBEDDED:
         return Sources(fashion_mnist("train"), fashion_mnist("test"), None, FASHION_MNIST_CLASSES, embedded=True)
-    if data.startswith(_TIMM):
-        return _timm(data, data_dir, (train_split, val_split), download, in_chans)
-    root = Path(data)
+    if config.data.startswith(TIMM_NAMES):
+        return _of_timm(config)
+    root = Path(config.data)
     if not (root / "train").is_dir():
         raise ValueError(
             f"{root} has no folder train with one subfolder of pictures per class; give such a folder, {EMBEDDED!r}, "
@@ -88,23 +94,22 @@ def _folder(path: Path) -> ImageFolder:
         raise ValueError(f"{path} has no subfolders of pictures, one per class: {error}") from error
 
 
-def _timm(name: str, root: str | None, splits: tuple[str, str], download: bool, in_chans: int | None) -> Sources:
-    mode = "L" if in_chans == 1 else "RGB"
-    try:
-        train, test = (
-            create_dataset(
-                name, root=root, split=split, is_training=split == splits[0], download=download, input_img_mode=mode
-            )
-            for split in splits
+def _of_timm(config: TrainingConfig) -> Sources:
+    train, test = (
+        open_timm(
+            config.data,
+            config.data_dir,
+            split,
+            config.in_chans or 3,
+            is_training=split == config.train_split,
+            download=config.dataset_download,
         )
-    except (RuntimeError, OSError, ImportError, ValueError, AssertionError) as error:
-        raise ValueError(f"timm cannot open the data set {name!r} in {root}: {error}") from error
-    if not hasattr(train, "__getitem__"):
-        raise ValueError(
-            f"{name} is read as a stream, and a training needs images by number; take a folder of pictures"
-        )
-    classes = getattr(train, "classes", None) or range(1 + max(int(label) for _, label in test))
-    return Sources(train, test, None, tuple(map(str, classes)))
+        for split in (config.train_split, config.val_split)
+    )
+    classes = getattr(train, "classes", None) or getattr(getattr(train, "reader", None), "class_to_idx", None)
+    if classes is None and config.num_classes is None:
+        raise ValueError(f"{config.data} does not tell its classes; give num_classes")
+    return Sources(train, test, None, tuple(map(str, classes or range(config.num_classes or 0))))
 
 
 def prepare(sources: Sources, config: TrainingConfig, preprocessing: Preprocessing) -> Prepared:
@@ -167,9 +172,10 @@ def training_transform(config: TrainingConfig, preprocessing: Preprocessing) -> 
 
 
 def _keep_a_bit(transform: Any) -> None:
-    """timm's policies posterize to 0 bits where the magnitude is drawn high, which Pillow 12 refuses: 1 is kept."""
+    """timm's policies posterize to 0 bits where the magnitude is drawn high, which Pillow 13 refuses: 1 is kept."""
     for step in getattr(transform, "transforms", ()):
-        for operation in getattr(step, "ops", ()):
+        policies = [getattr(step, "ops", ()), *getattr(step, "policy", ())]
+        for operation in (operation for policy in policies for operation in policy):
             if getattr(operation, "aug_fn", None) is auto_augment.posterize:
                 operation.aug_fn = _posterize
 
@@ -182,7 +188,7 @@ def _evaluation(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
     return transforms.Compose([preprocessing.transform(), preprocessing.normalize])
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Coloured:
     """Grey or colour first: pictures of a folder may be of any mode."""
 
@@ -194,15 +200,26 @@ class _Coloured:
 
 
 class Transformed(Dataset[tuple[Tensor, int]]):
-    """(transformed image, label) of another data set, with the names of its files."""
+    """(transformed image, label) of another data set; `UnreadablePicture` names the file of a damaged one."""
 
     def __init__(self, data: Any, transform: Callable[[Any], Tensor]) -> None:
-        self.dataset, self.transform = data, transform
-        self.indices = range(len(data))
+        self.data, self.transform = data, transform
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[index]
+        with readable(_name_of(self.data, index)):
+            image, label = self.data[index]
         return self.transform(image), int(label)
+
+
+def _name_of(data: Any, index: int) -> str:
+    """The file of an image, where the data set tells."""
+    if isinstance(data, Subset):
+        return _name_of(data.dataset, data.indices[index])
+    samples = getattr(data, "samples", None)
+    if samples is not None:
+        return str(samples[index][0])
+    reader = getattr(data, "reader", None)  # of timm's data sets
+    return f"image {index}" if reader is None else str(reader.filename(index, absolute=True))

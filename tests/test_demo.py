@@ -27,8 +27,8 @@ from vars_ode.models import available_attentions, vars_layers
 from vars_ode.report.study import write_report
 from vars_ode.saving import load_pretrained
 from vars_ode.study import run as study
-from vars_ode.study.measure import EVALUATION, measure_solvers, measured_images
-from vars_ode.study.plan import Plan
+from vars_ode.study.measure import EVALUATION, measure_solvers
+from vars_ode.study.plan import Arm, Plan
 from vars_ode.study.records import read_results
 from vars_ode.study.run import COLUMNS, Job, run_study
 from vars_ode.training import Recipe
@@ -81,7 +81,7 @@ def test_stored_weights_give_the_stored_accuracy(finished: Path) -> None:
     model = TINY.build("vars-sd-dictionary", seed=5)
     model.load_state_dict(load_file(finished / "runs" / "vars-sd-dictionary-seed0" / "model.safetensors"))
     model.eval()
-    images, labels = measured_images(TINY).tensors
+    images, labels = TINY.images("test").tensors
     with torch.no_grad():
         measured = (model(images).argmax(1) == labels).double().mean().item()
     with (finished / "results.csv").open(newline="") as file:
@@ -208,7 +208,7 @@ def test_a_solver_that_diverges_affects_its_own_row_only(finished: Path, tmp_pat
     images = TensorDataset(*(tensor[:4] for tensor in fashion_mnist("test").tensors))
     settings = replace(TINY, sweep="single-step; euler@20; nesterov")
     with pytest.warns(solvers.SolverWarning, match="euler@20: "):
-        rows = list(measure_solvers(model, images, settings, lambda what: None))
+        rows = list(measure_solvers(model, images, settings, TINY.solver, lambda what: None))
     assert {row["solver"] for row in rows if row["accuracy"] is None} == {"euler@20", "nesterov"}
     assert {row["solver"] for row in rows if row["accuracy"] is not None} == {"single-step"}
     assert len(rows) == 6
@@ -286,9 +286,107 @@ def test_a_study_trains_the_arms_of_its_plan_and_prints_the_dial(tmp_path: Path)
     assert {point.solver for point in points if not point.stable} == {"euler@5/2"}
 
 
+SELECTION = """
+epochs: 2
+batch_size: 20
+data: digits
+model_options: {img_size: 16, embed_dim: 16, depth: 1, num_heads: 2}
+num_features: 4
+train_images: 100
+validation_images: 50
+test_images: 20
+learning_rates: [0.01, 0.001]
+severities: [1]
+corruptions: [small_contrast]
+shifts: [small_translation]
+sweep: ""
+attacks: [fgsm, masking]
+attack_images: 10
+attack_steps: 2
+queries: 5
+seeds: 2
+arms:
+  softmax: {attention: softmax}
+  wide: {attention: vars-d, model_options: {mlp_ratio: 4}}
+  short: {attention: vars-d, solver: "euler@2", twin: wide}
+"""
+
+
+def test_a_study_chooses_learning_rates_on_validation_images(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(SELECTION)
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, ["study", str(tmp_path / "plan.yaml"), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    selected = sorted(path.name for path in (out / "selection").iterdir())
+    assert selected == sorted(f"{arm}-seed0-lr{lr}" for arm in ("softmax", "wide") for lr in ("0.01", "0.001"))
+    study = json.loads((out / "results.json").read_text())
+    rates = study["learning_rates"]
+    for arm in ("softmax", "wide"):
+        records = {
+            lr: json.loads((out / "selection" / f"{arm}-seed0-lr{lr}" / "training.json").read_text())
+            for lr in ("0.01", "0.001")
+        }
+        found = {lr: record["history"][-1]["validation_accuracy"] for lr, record in records.items()}
+        assert rates[arm]["validation"] == found
+        assert found[f"{rates[arm]['lr']:g}"] == max(found.values())
+    assert rates["short"] == rates["wide"]  # its twin's
+    runs = {(run["attention"], run["seed"]): run for run in study["runs"]}
+    assert len(runs) == 6
+    assert all(run["lr"] == rates[arm]["lr"] for (arm, _), run in runs.items())
+    chosen = out / "selection" / f"wide-seed0-lr{rates['wide']['lr']:g}"
+    assert (chosen / "model.safetensors").read_bytes() == (
+        out / "runs" / "wide-seed0" / "model.safetensors"
+    ).read_bytes()
+    assert runs["short", 0]["solver"] == "euler@2"
+    assert runs["wide", 0]["parameters"] > runs["softmax", 0]["parameters"]
+    with (out / "results.csv").open(newline="") as file:
+        conditions = {row["condition"] for row in csv.DictReader(file) if row["attention"] == "wide"}
+    assert conditions == {
+        "clean",
+        "small_contrast",
+        "small_translation",
+        "fgsm",
+        "white-box",
+        "through rk4@5",
+        "square",
+    }
+    attacked = read_evaluation(out / "runs" / "wide-seed0" / "attacks").outcomes
+    assert {len(outcome) for outcome in attacked.values()} == {10}
+
+
+def test_arms_can_be_added_to_a_study_and_not_changed() -> None:
+    def plan(**arms: Arm) -> Plan:
+        return replace(TINY, arms=arms)
+
+    stored = plan(a=Arm("softmax")).as_dict()
+    assert plan(a=Arm("softmax"), b=Arm("vars-d")).differences(stored) == []
+    (difference,) = plan(a=Arm("vars-d")).differences(stored)
+    assert difference.startswith("arm 'a'")
+
+
+def test_a_study_measures_the_claims(tmp_path: Path) -> None:
+    plan = replace(TINY, objects=True, attacks=(), sweep="")
+    assert run_study(tmp_path / "out", plan, ("softmax", "performer", "vars-d"), seeds=1, workers=1) == []
+    runs = {name: tmp_path / "out" / "runs" / f"{name}-seed0" for name in ("softmax", "performer", "vars-d")}
+    records = {name: json.loads((folder / "run.json").read_text()) for name, folder in runs.items()}
+    assert (records["softmax"]["active"], records["softmax"]["gap"]) == (None, [])
+    assert 0 < records["vars-d"]["active"] <= 1
+    assert [(row["time"], row["sparsity"]) for row in records["vars-d"]["gap"]][5] == (1, 0.3)
+    assert not (runs["performer"] / "objects.npz").exists()  # whose matrix is never formed
+    for name, times in {"softmax": 1, "vars-d": 5}.items():
+        with np.load(runs[name] / "objects.npz") as found:
+            assert found["article"].shape == (times, *found["article/chance"].shape)
+            assert ((found["two"] > 0) & (found["two"] <= 1)).all()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("learning_rates: [0.1]\narms: {a: {attention: softmax}}", "give validation_images too"),
+        ("data: fashion\narms: {a: {attention: softmax}}", "unknown data 'fashion' (did you mean 'fashion-mnist'?)"),
+        ("train_images: 4999\nvalidation_images: 2\narms: {a: {attention: softmax}}", "has 5000 training images"),
+        ("arms: {a: {attention: softmax, twin: b}, b: {attention: softmax, twin: a}}", "name its twin"),
+        ("test_images: 5\nattack_images: 6\narms: {a: {attention: softmax}}", "among the 5 test images"),
         ("epochs: [", "cannot read the plan"),
         ("- epochs", "holds no plan"),
         ("epoch: 3", "unknown setting of the plan 'epoch' (did you mean 'epochs'?)"),

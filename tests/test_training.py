@@ -12,7 +12,16 @@ from torch.utils.data import Dataset, TensorDataset
 
 import solvers
 from vars_ode import ModelSpec, VARSAttention, no_weight_decay
-from vars_ode.training import DivergedError, RandomHorizon, Recipe, Training, Update, fit, flip_and_shift
+from vars_ode.training import (
+    DivergedError,
+    RandomHorizon,
+    Recipe,
+    Training,
+    Update,
+    augmentation_of,
+    fit,
+    flip_and_shift,
+)
 from vars_ode.training.order import Order
 
 
@@ -121,13 +130,21 @@ def test_too_few_images_for_a_batch() -> None:
 def test_flip_and_shift_moves_whole_images() -> None:
     images = torch.zeros(200, 1, 9, 9)
     images[:, :, 4, 3] = 1.0
-    moved = flip_and_shift(images, [torch.Generator().manual_seed(seed) for seed in range(200)])
+    moved = flip_and_shift(images, [torch.Generator().manual_seed(seed) for seed in range(200)], pixels=2)
     assert moved.shape == images.shape
     assert torch.equal(moved.sum((1, 2, 3)), torch.ones(200))
     rows, columns = moved[:, 0].nonzero()[:, 1], moved[:, 0].nonzero()[:, 2]
     assert set(rows.tolist()) == {2, 3, 4, 5, 6}
     assert set(columns.tolist()) == {1, 2, 3, 4, 5, 6, 7}  # around 3, and around 5 where mirrored
     assert torch.equal(images[0, 0].nonzero(), torch.tensor([[4, 3]]))
+
+
+def test_digits_are_moved_and_not_mirrored() -> None:
+    images = torch.zeros(100, 1, 16, 16)
+    images[:, :, 4, 3] = 1.0
+    moved = augmentation_of(mirrors=False)(images, [torch.Generator().manual_seed(seed) for seed in range(100)])
+    assert set(moved[:, 0].nonzero()[:, 1].tolist()) == {3, 4, 5}  # a fourteenth of the side: one pixel
+    assert set(moved[:, 0].nonzero()[:, 2].tolist()) == {2, 3, 4}
 
 
 def vit(**options: object) -> nn.Module:

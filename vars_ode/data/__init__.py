@@ -6,6 +6,11 @@ from vars_ode.data.benchmarks import TIMM_NAMES as TIMM_NAMES
 from vars_ode.data.benchmarks import clean_set as clean_set
 from vars_ode.data.benchmarks import open_benchmark as open_benchmark
 from vars_ode.data.benchmarks import open_timm as open_timm
+from vars_ode.data.digits import DIGITS as DIGITS
+from vars_ode.data.digits import digits as digits
+from vars_ode.data.embedded import EMBEDDED_SETS as EMBEDDED_SETS
+from vars_ode.data.embedded import EmbeddedSet as EmbeddedSet
+from vars_ode.data.embedded import embedded_set as embedded_set
 from vars_ode.data.evaluation_sets import EvaluationSet as EvaluationSet
 from vars_ode.data.evaluation_sets import Pictures as Pictures
 from vars_ode.data.evaluation_sets import UnreadablePicture as UnreadablePicture

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from timm.data import create_dataset
 
 import solvers
+from vars_ode.data.embedded import EMBEDDED_SETS
 from vars_ode.data.evaluation_sets import ArrayPictures, DataSetPictures, EmbeddedPictures, EvaluationSet, FilePictures
-from vars_ode.data.fashion_mnist import EMBEDDED
 from vars_ode.data.preprocessing import Preprocessing
 from vars_ode.data.trees import (
     Labelled,
@@ -69,8 +69,8 @@ def clean_set(
     """The clean pictures.
 
     Args:
-        source: "fashion-mnist" for the embedded test images; a folder with a subfolder per class; or a data set of
-            timm's name, such as "torch/cifar10" or "hfds/...", that is in `data_dir` already.
+        source: "fashion-mnist" or "digits" for the embedded test images; a folder with a subfolder per class; or a data
+            set of timm's name, such as "torch/cifar10" or "hfds/...", that is in `data_dir` already.
             A folder stands for `test` in it, or else for `val`, where there is one: in a training `val` chooses
             the epoch where both are there. The classes are then those of `train` beside it, where that is there.
         preprocessing: of the model.
@@ -81,15 +81,20 @@ def clean_set(
     Raises:
         ValueError: no such folder, or one of other classes.
     """
-    if source == EMBEDDED:
-        if num_classes not in (None, 10):
-            raise ValueError(f"{EMBEDDED} has 10 classes and the model {num_classes}; give data of its own classes")
-        return EvaluationSet("clean", "clean", 0, partial(EmbeddedPictures, preprocessing), source=source)
+    if source in EMBEDDED_SETS:
+        found = EMBEDDED_SETS[source]
+        if num_classes not in (None, len(found.classes)):
+            raise ValueError(
+                f"{source} has {len(found.classes)} classes and the model {num_classes}; give data of its own classes"
+            )
+        return EvaluationSet("clean", "clean", 0, partial(EmbeddedPictures, found, preprocessing), source=source)
     if source.startswith(TIMM_NAMES):
         return _of_timm(source, preprocessing, num_classes, data_dir, split)
     folder = Path(source)
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; give {EMBEDDED!r} or a folder with one subfolder per class")
+        raise ValueError(
+            f"there is no folder {folder}; give {' or '.join(EMBEDDED_SETS)}, or a folder with one subfolder per class"
+        )
     top = root_of(folder, lambda path: _split(path) is not None or _holds_classes(path), "a tree of class folders")
     place = _split(top) or top
     if names is None and place != top and (top / "train").is_dir():

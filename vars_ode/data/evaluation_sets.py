@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import solvers
-from vars_ode.data.fashion_mnist import fashion_mnist
+from vars_ode.data.embedded import EmbeddedSet
 from vars_ode.data.pictures import fitted
 from vars_ode.data.preprocessing import Preprocessing
 from vars_ode.data.trees import Labelled, files_of
@@ -130,10 +130,10 @@ class DataSetPictures(Pictures):
 
 
 class EmbeddedPictures(Pictures):
-    """The embedded test images."""
+    """The test images of an embedded set."""
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        images, self.labels = fashion_mnist("test").tensors
+    def __init__(self, data: EmbeddedSet, preprocessing: Preprocessing) -> None:
+        images, self.labels = data.load("test").tensors
         self.images = fitted(images, preprocessing.channels, preprocessing.size)
 
     def __len__(self) -> int:

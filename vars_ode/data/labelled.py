@@ -8,8 +8,8 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 import solvers
 from vars_ode.data.benchmarks import clean_set
+from vars_ode.data.embedded import EMBEDDED_SETS
 from vars_ode.data.evaluation_sets import spread
-from vars_ode.data.fashion_mnist import EMBEDDED, fashion_mnist
 from vars_ode.data.pictures import fitted
 from vars_ode.data.preprocessing import Preprocessing
 
@@ -18,9 +18,9 @@ def labelled_pictures(source: str, preprocessing: Preprocessing, count: int | No
     """(picture, label) with pictures (channels, height, width) in [0, 1].
 
     Args:
-        source: "fashion-mnist" for the embedded test images, or a folder with one subfolder of pictures per class, as
-            ImageNet's validation set; where it holds a folder `val`, that one. Classes are numbered in the order of
-            their names.
+        source: "fashion-mnist" or "digits" for the embedded test images, or a folder with one subfolder of pictures per
+            class, as ImageNet's validation set; where it holds a folder `val`, that one. Classes are numbered in the
+            order of their names.
         preprocessing: of the model. The embedded images are stretched to its size; pictures of a folder are resized
             and cropped as it says.
         count: the first so many pictures, of a folder evenly spread ones, as it is in the order of its classes; all by
@@ -31,8 +31,8 @@ def labelled_pictures(source: str, preprocessing: Preprocessing, count: int | No
     """
     if count is not None:
         solvers.checks.positive_int("images", count)
-    if source == EMBEDDED:
-        images, labels = fashion_mnist("test").tensors
+    if source in EMBEDDED_SETS:
+        images, labels = EMBEDDED_SETS[source].load("test").tensors
         if count is not None and count > len(images):
             raise ValueError(f"there are {len(images)} embedded test images, got images={count}")
         return TensorDataset(fitted(images[:count], preprocessing.channels, preprocessing.size), labels[:count])

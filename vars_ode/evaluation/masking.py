@@ -55,7 +55,7 @@ def masking_attacks(
         classifier = preprocessing.normalized(source)
         _try_out(classifier, preprocessing)
         yield name, _through(classifier, white_box), {"through": name}
-    if random_features(model):
+    if settings.draws and random_features(model):
         count = settings.draws
 
         def averaged(defended: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:

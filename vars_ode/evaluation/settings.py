@@ -36,7 +36,7 @@ class EvaluationSettings:
         step_size: of PGD; half of eps by default, as in the paper.
         restarts: of PGD.
         queries: of Square.
-        draws: of random features per step, in "masking".
+        draws: of random features per step, in "masking"; 0 to leave that attack out.
         transfer: solves through which "masking" attacks too; by default the single-step limit and another solver.
         transfer_adjoints: adjoints through which it does, by name; by default another one where the model is solved to
             its equilibrium.
@@ -75,8 +75,10 @@ class EvaluationSettings:
             solvers.checks.one_of("benchmark", name, BENCHMARKS)
             if name not in self.conditions:
                 raise ValueError(f"a folder is given for {name}, which is not among the conditions; add it there")
-        for name in ("steps", "restarts", "queries", "draws"):
+        for name in ("steps", "restarts", "queries"):
             solvers.checks.positive_int(name, getattr(self, name))
+        if self.draws:
+            solvers.checks.positive_int("draws", self.draws)
         if self.images is not None:
             solvers.checks.positive_int("images", self.images)
         solvers.checks.non_negative_number("eps", self.eps)

@@ -27,7 +27,6 @@ from vars_ode.report.statements import (
     variant_statements,
 )
 from vars_ode.statistics import Spread
-from vars_ode.study.plan import PGD_STEP, PGD_STEPS
 from vars_ode.study.records import BASELINE, Condition, Results, SolverPoint, number, read_results, readable
 
 TITLE = "Attention as sparse reconstruction: vision transformers compared"
@@ -145,7 +144,8 @@ def _attack_settings(results: Results) -> str:
         return ""
     text = f"each pixel, from 0 to 1, may change by {eps:.4g}, or {255 * eps:.3g}/255"
     if any(attack.name == "pgd" for attack in results.attacks):
-        text += f"; PGD takes {PGD_STEPS} steps of {PGD_STEP * eps:.3g} from a random start within that"
+        steps, share = results.settings.get("attack_steps", "?"), number(results.settings.get("attack_step"))
+        text += f"; PGD takes {steps} steps of {share * eps:.3g} from a random start within that"
     return f" ({text})"
 
 

@@ -7,7 +7,8 @@ that one table of strengths serves every image size. Noise is drawn on the CPU w
 that the same seed gives the same noise on any device.
 
 Most follow ImageNet-C (Hendrycks and Dietterich, *Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations*, ICLR 2019, arXiv 1903.12261), with strengths made for small images; occlusion is not part of it.
+Perturbations*, ICLR 2019, arXiv 1903.12261), with strengths made for small images; occlusion and
+translation are not part of it.
 """
 
 import math
@@ -138,6 +139,23 @@ def occlusion(images: Tensor, side: float, generator: Generator) -> Tensor:
     column = torch.arange(width, device=images.device)[None, :]
     covered = (row >= top) & (row < top + length) & (column >= left) & (column < left + length)
     return torch.where(covered, 0.5, images)
+
+
+def translation(images: Tensor, length: float, generator: Generator) -> Tensor:
+    """Moves the image by `length` times the shorter side along one axis or both, with its edge repeated.
+
+    One of the eight directions is drawn; a diagonal moves both ways, so that what reaches the edge is cut off.
+    """
+    height, width = images.shape[-2:]
+    pixels = max(1, round(length * min(height, width)))
+    index = torch.randint(8, (images.shape[0],), generator=generator)
+    ways = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if (row, column) != (0, 0)]
+    padded = F.pad(images, [pixels] * 4, mode="replicate")
+    moved = []
+    for image, way in zip(padded, index.tolist(), strict=True):
+        top, left = (pixels * (1 - part) for part in ways[way])
+        moved.append(image[:, top : top + height, left : left + width])
+    return torch.stack(moved)
 
 
 def _normal(shape: tuple[int, ...], generator: Generator, like: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ _SMALL: dict[str, tuple[CorruptionFunction, tuple[float, ...]]] = {
     "small_pixelate": (functions.pixelate, (0.05, 0.08, 0.14)),  # side of a square / shorter side
     "small_jpeg_compression": (functions.jpeg_compression, (20, 8, 2)),  # JPEG quality
     "small_occlusion": (functions.occlusion, (0.2, 0.35, 0.5)),  # side of the square / shorter side
+    "small_translation": (functions.translation, (0.11, 0.18, 0.25)),  # length of the way / shorter side
 }
 
 _IMAGENET_C: dict[str, tuple[CorruptionFunction, tuple[Any, ...]]] = {

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,12 @@ import solvers
 from vars_ode import robustness
 from vars_ode.analysis.accuracy import CLEAN, AccuracyPoint, ForwardCost, accuracy_by_solver, forward_cost
 from vars_ode.analysis.measurement import number
-from vars_ode.data import EMBEDDED, fashion_mnist, spread
 from vars_ode.evaluation import EvaluationSettings, run_evaluation
 from vars_ode.fields import why_no_energy
 from vars_ode.layer import ReconstructionLayer
 from vars_ode.measuring import evaluation_mode
 from vars_ode.models import layer_inputs, parse_solves, vars_layers, with_solver
-from vars_ode.study.plan import EXACT, PGD_STEP, PGD_STEPS, Plan
+from vars_ode.study.plan import Plan
 
 BATCH_SIZE = 125
 PROBE_IMAGES = 50  # for evaluations and times, which differ little between images
@@ -29,59 +29,65 @@ TRACE_IMAGES = 3
 TRACE_STEPS = 20
 MAP_TIMES = (1, 2, 5, 20)
 TRACE_CORRUPTION = ("small_gaussian_noise", 2)
-EVALUATION = "evaluation"  # the folder in a run's
+EVALUATION, ATTACKED = "evaluation", "attacks"  # the folders in a run's
 
 Progress = Callable[[str], object]  # called with the name of what is measured, after each batch
 
 
-def evaluation_settings(plan: Plan) -> EvaluationSettings:
-    """What `vars-ode evaluate` would be told to measure what the plan asks for."""
-    return EvaluationSettings(
-        EMBEDDED,
-        ("clean", *plan.corruptions, *plan.attacks),
+def evaluation_settings(plan: Plan) -> dict[str, EvaluationSettings]:
+    """What `vars-ode evaluate` would be told to measure what the plan asks for, by the folder that it goes into."""
+    shared = EvaluationSettings(
+        plan.data,
+        ("clean", *plan.corruptions, *plan.shifts, *plan.attacks),
         severities=plan.severities,
         images=plan.test_images,
         eps=plan.eps,
-        steps=PGD_STEPS,
-        step_size=PGD_STEP * plan.eps,
+        steps=plan.attack_steps,
+        step_size=plan.attack_step * plan.eps or None,
+        restarts=plan.restarts,
+        queries=plan.queries,
+        draws=0,
+        transfer=plan.transfer or None,
     )
+    if plan.attack_images is None or not plan.attacks:
+        return {EVALUATION: shared}
+    unattacked = replace(shared, conditions=("clean", *plan.corruptions, *plan.shifts))
+    return {EVALUATION: unattacked, ATTACKED: replace(shared, conditions=plan.attacks, images=plan.attack_images)}
 
 
-def measure_robustness(folder: Path, model: nn.Module, plan: Plan, progress: Progress) -> Iterator[dict[str, Any]]:
+def measure_robustness(
+    folder: Path, model: nn.Module, plan: Plan, solver: str, progress: Progress
+) -> Iterator[dict[str, Any]]:
     """The accuracy in each condition, with the solver of the training.
 
     Args:
         folder: of the saved model, where the evaluation is kept, as `vars-ode evaluate` leaves it.
         model: the model, for the cost of its forward pass.
         plan: the plan of the study.
+        solver: the label of that solver.
         progress: called with each condition that is finished.
     """
-    label = plan.solver if vars_layers(model) else EXACT
-    cost = _columns(forward_cost(model, measured_images(plan).tensors[0][:PROBE_IMAGES]))
-    found = run_evaluation(
-        folder,
-        evaluation_settings(plan),
-        folder / EVALUATION,
-        batch_size=BATCH_SIZE,
-        device="cpu",
-        report=lambda key, accuracy: progress(key.condition),
-        show_progress=False,
-    )
-    for key, outcome in found.outcomes.items():
-        row = {"condition": key.condition, "severity": key.severity, "accuracy": outcome.accuracy}
-        yield {**row, "solver": label, **cost}
+    cost = _columns(forward_cost(model, plan.images("test").tensors[0][:PROBE_IMAGES]))
+    for place, settings in evaluation_settings(plan).items():
+        found = run_evaluation(
+            folder,
+            settings,
+            folder / place,
+            batch_size=BATCH_SIZE,
+            device="cpu",
+            report=lambda key, accuracy: progress(key.condition),
+            show_progress=False,
+        )
+        for key, outcome in found.outcomes.items():
+            row = {"condition": key.condition, "severity": key.severity, "accuracy": outcome.accuracy}
+            yield {**row, "solver": solver, **cost}
 
 
-def measured_images(plan: Plan) -> TensorDataset:
-    """Those that the evaluation measures on."""
-    images, labels = fashion_mnist("test").tensors
-    chosen = torch.tensor(spread(len(labels), plan.test_images))
-    return TensorDataset(images[chosen], labels[chosen])
-
-
-def measure_solvers(model: nn.Module, data: TensorDataset, plan: Plan, progress: Progress) -> Iterator[dict[str, Any]]:
+def measure_solvers(
+    model: nn.Module, data: TensorDataset, plan: Plan, solver: str, progress: Progress
+) -> Iterator[dict[str, Any]]:
     """Accuracy and cost of the same weights under the other solves; None for one that gives no finite answer."""
-    solves = [solve for solve in parse_solves(plan.sweep) if solve.label != plan.solver] if plan.sweep else []
+    solves = [solve for solve in parse_solves(plan.sweep) if solve.label != solver] if plan.sweep else []
     if not solves or not vars_layers(model):
         return
     corruptions = [condition for condition in plan.sweep_conditions if condition != CLEAN]

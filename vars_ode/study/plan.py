@@ -9,15 +9,15 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import solvers
 from vars_ode.building import SMALL_MODEL, ModelSpec
-from vars_ode.data import Preprocessing
+from vars_ode.data import EMBEDDED, Preprocessing, embedded_set, spread
 from vars_ode.models import named_attention, parse_solves, training_settings
-from vars_ode.training import Horizon, Recipe, parse_horizon
+from vars_ode.training import Augmentation, Horizon, Recipe, augmentation_of, parse_horizon
 
-PGD_STEPS = 5
-PGD_STEP = 0.25  # the length of a step, as a share of eps
+ATTACKS = ("fgsm", "pgd", "square", "masking")
 EXACT = "exact"  # the label of attentions that have no solver
 
 
@@ -29,11 +29,19 @@ class Arm:
         attention: out of `vars_ode.available_attentions`.
         options: of the attention, beside or instead of the plan's.
         recipe: fields of the plan's recipe that are otherwise here, such as {"horizon": "uniform 1-10"}.
+        model_options: of the model, likewise, such as {"mlp_ratio": 2.4} for as many parameters as another arm has.
+        solver: instead of the plan's.
+        twin: the arm that this one is a variation of, and whose learning rate it takes.
+        seeds: the first so many seeds of the study; all by default.
     """
 
     attention: str
     options: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
+    model_options: dict[str, Any] = field(default_factory=dict)
+    solver: str | None = None
+    twin: str | None = None
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,24 +50,39 @@ class Plan:
 
     Args:
         recipe: how each model is trained.
+        data: an embedded set, "fashion-mnist" or "digits".
         model: a model of timm's, built with each attention.
         model_options: its keyword arguments.
         solver: with which the VARS models are trained, as `vars_ode.models.parse_solves` reads it.
         sparsity: lam.
         ridge: of the elastic net; a small one gives the VARS models an equilibrium that is reached in tens of steps.
         num_features: random features per head; VARS-SD has as many static templates.
-        train_images: the first so many of the embedded training images.
-        test_images: so many of the embedded test images, evenly spread.
+        train_images: the first so many of the training images.
+        validation_images: the last so many of them, measured after each epoch and not trained on.
+        learning_rates: what `recipe.lr` is chosen from for each arm, by the accuracy on the validation images; none for
+            the recipe's own.
+        selection_seeds: the seeds 0, 1, ... that this is decided on.
+        test_images: so many of the test images, evenly spread.
         severities: of the corruptions.
         corruptions: their names.
+        shifts: further ones that are measured likewise, and stay out of means over the corruptions.
         sweep: the solves that the trained models are measured with, for `parse_solves`; "" for none.
         sweep_conditions: the (condition, severity) in which they are, clean images first.
-        attacks: out of "fgsm" and "pgd".
-        eps: of both, on the [0, 1] scale; PGD takes `PGD_STEPS` steps of `PGD_STEP` * eps from a random start.
+        attacks: out of "fgsm", "pgd", "square" and "masking", which is PGD through the solve of the model and through
+            others, and Square, side by side.
+        attack_images: so many of the test images, evenly spread, are attacked; as many as are measured by default.
+        eps: of all attacks, on the [0, 1] scale.
+        attack_steps: of PGD, from a random start.
+        attack_step: their length, as a share of eps.
+        restarts: of PGD.
+        queries: of Square.
+        transfer: the solves that "masking" attacks through, for `parse_solves`.
+        objects: measure where the maps of the trained models look, and how far they are from self-attention.
         arms: names for models that differ in more than their attention; a study takes them like attentions' names.
     """
 
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=5, batch_size=50))
+    data: str = EMBEDDED
     model: str = SMALL_MODEL
     model_options: dict[str, Any] = field(default_factory=dict)
     solver: str = "euler@5"
@@ -67,6 +90,9 @@ class Plan:
     ridge: float = 0.0
     num_features: int = 16
     train_images: int = 5000
+    validation_images: int = 0
+    learning_rates: tuple[float, ...] = ()
+    selection_seeds: int = 1
     test_images: int = 500
     severities: tuple[int, ...] = (1, 2, 3)
     corruptions: tuple[str, ...] = (
@@ -79,26 +105,54 @@ class Plan:
         "small_occlusion",
         "small_elastic_transform",
     )
+    shifts: tuple[str, ...] = ()
     sweep: str = "euler@1,2,3,5,10,20; rk4@5; fixed_point"
     sweep_conditions: tuple[tuple[str, int], ...] = (("clean", 0), ("small_gaussian_noise", 2))
     attacks: tuple[str, ...] = ("fgsm", "pgd")
+    attack_images: int | None = None
     eps: float = 8 / 255
+    attack_steps: int = 5
+    attack_step: float = 0.25
+    restarts: int = 1
+    queries: int = 200
+    transfer: str = "rk4@5"
+    objects: bool = False
     arms: dict[str, Arm] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         solvers.checks.non_negative_number("sparsity", self.sparsity)
         solvers.checks.non_negative_number("ridge", self.ridge)
         for attack in self.attacks:
-            solvers.checks.one_of("attack", attack, ("fgsm", "pgd"))
+            solvers.checks.one_of("attack", attack, ATTACKS)
+        embedded_set(self.data)
         training_settings(self.solver)
-        if self.sweep:
-            parse_solves(self.sweep)
+        for solves in (self.sweep, self.transfer):
+            if solves:
+                parse_solves(solves)
+        for rate in self.learning_rates:
+            solvers.checks.positive_number("learning_rates", rate)
+        if self.objects and self.data != EMBEDDED:
+            raise ValueError(f"objects have masks in {EMBEDDED!r} alone, got data={self.data!r}")
+        if self.learning_rates and not self.validation_images:
+            raise ValueError("learning rates are chosen on validation images; give validation_images too")
         for name in self.arms:
             if re.fullmatch(r"[\w ,.+-]+", name) is None:  # folders and labels are called so
                 raise ValueError(f"an arm's name is made of letters, digits, spaces and _,.+-, got {name!r}")
             self.recipe_of(name)
-        for name in ("train_images", "test_images"):
+            if self.arm(name).seeds is not None:
+                solvers.checks.positive_int(f"seeds of arm {name!r}", self.arm(name).seeds)
+            twin = self.arm(name).twin
+            if twin is not None and self.arm(twin).twin is not None:
+                raise ValueError(f"arm {name!r} is a variation of {twin!r}, which is one itself; name its twin")
+        for name in ("train_images", "test_images", "attack_steps", "restarts", "queries", "selection_seeds"):
             solvers.checks.positive_int(name, getattr(self, name))
+        solvers.checks.positive_number("attack_step", self.attack_step)
+        if self.validation_images:
+            solvers.checks.positive_int("validation_images", self.validation_images)
+        if self.attack_images is not None and not 0 < self.attack_images <= self.test_images:
+            raise ValueError(
+                f"attack_images must be among the {self.test_images} test images, got {self.attack_images}"
+            )
 
     def arm(self, name: str) -> Arm:
         """What a name stands for: an arm of the plan, or an attention."""
@@ -110,10 +164,38 @@ class Plan:
         chosen = named_attention(arm.attention)
         options: dict[str, Any] = {}
         if chosen.is_vars:
-            options = {"sparsity": self.sparsity, "ridge": self.ridge, **training_settings(self.solver)}
+            options = {"sparsity": self.sparsity, "ridge": self.ridge, **training_settings(self.solver_of(name))}
         if "num_features" in chosen.option_names and chosen.options.get("dictionary") != "softmax":
             options["num_features"] = self.num_features
-        return ModelSpec(self.model, chosen.name, {**options, **arm.options}, model_options=self.model_options)
+        model_options = {**self.model_options, **arm.model_options}
+        return ModelSpec(self.model, chosen.name, {**options, **arm.options}, model_options=model_options)
+
+    def solver_of(self, name: str) -> str:
+        """The solve that the model of an arm or with an attention is trained with."""
+        return self.arm(name).solver or self.solver
+
+    def images(self, part: str) -> TensorDataset:
+        """Those of the "train", "validation" or "test" part.
+
+        Raises:
+            ValueError: the set holds fewer.
+        """
+        images, labels = embedded_set(self.data).load("test" if part == "test" else "train").tensors
+        if part == "test":
+            chosen = torch.tensor(spread(len(labels), self.test_images))
+            return TensorDataset(images[chosen], labels[chosen])
+        if self.train_images + self.validation_images > len(labels):
+            raise ValueError(
+                f"{self.data} has {len(labels)} training images, got train_images={self.train_images} and "
+                f"validation_images={self.validation_images}"
+            )
+        first = 0 if part == "train" else len(labels) - self.validation_images
+        count = self.train_images if part == "train" else self.validation_images
+        return TensorDataset(images[first : first + count], labels[first : first + count])
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return augmentation_of(embedded_set(self.data).mirrors)
 
     def recipe_of(self, name: str) -> Recipe:
         """How the model of an arm is trained."""
@@ -156,14 +238,13 @@ class Plan:
         return cls(Recipe(**recipe), **values)
 
     def differences(self, stored: dict[str, Any]) -> list[str]:
-        """The settings that differ from `stored`, a result of `as_dict`, in words."""
+        """The settings that differ from `stored`, a result of `as_dict`, in words; arms may come and go."""
         own = self.as_dict()
-        names = sorted(own.keys() | stored.keys())
-        return [
-            f"{name} {stored.get(name)!r} there, {own.get(name)!r} now"
-            for name in names
-            if stored.get(name) != own.get(name)
-        ]
+        own_arms, their_arms = own.pop("arms"), stored.get("arms", {})
+        names = sorted(own.keys() | (stored.keys() - {"arms"}))
+        pairs = [(name, stored.get(name), own.get(name)) for name in names]
+        pairs += [(f"arm {name!r}", their_arms[name], own_arms[name]) for name in own_arms if name in their_arms]
+        return [f"{name} {there!r} there, {here!r} now" for name, there, here in pairs if there != here]
 
 
 def _horizon_text(horizon: Horizon) -> str:

@@ -5,6 +5,8 @@ from vars_ode.training.horizon import FixedHorizon as FixedHorizon
 from vars_ode.training.horizon import Horizon as Horizon
 from vars_ode.training.horizon import RandomHorizon as RandomHorizon
 from vars_ode.training.horizon import parse_horizon as parse_horizon
+from vars_ode.training.images import Augmentation as Augmentation
+from vars_ode.training.images import augmentation_of as augmentation_of
 from vars_ode.training.images import flip_and_shift as flip_and_shift
 from vars_ode.training.loop import DivergedError as DivergedError
 from vars_ode.training.loop import Epoch as Epoch

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -145,18 +146,29 @@ def check_tensors(data: TensorDataset) -> None:
         )
 
 
-def flip_and_shift(images: Tensor, generators: Sequence[torch.Generator], pixels: int = 2) -> Tensor:
+def augmentation_of(mirrors: bool) -> Augmentation:
+    """`flip_and_shift` for images that may be mirrored, or that may not."""
+    return partial(flip_and_shift, flip=mirrors)
+
+
+def flip_and_shift(
+    images: Tensor, generators: Sequence[torch.Generator], pixels: int | None = None, flip: bool = True
+) -> Tensor:
     """Each image mirrored with probability 1/2, and moved by up to `pixels` both ways with its edge repeated.
 
     Args:
         images: (batch, channels, height, width).
         generators: on the CPU, one for each image.
+        pixels: a fourteenth of the shorter side by default.
+        flip: False for images that mean something else when they are mirrored, such as digits.
     """
     batch, _, height, width = images.shape
+    pixels = round(min(height, width) / 14) if pixels is None else pixels
     places = 2 * pixels + 1
     drawn = torch.stack([torch.randint(2 * places**2, (), generator=own) for own in generators])
     mirrored, offsets = drawn % 2 == 0, torch.stack([drawn // 2 // places, drawn // 2 % places], 1)
-    images = torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(-1), images)
+    if flip:
+        images = torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(-1), images)
     padded = F.pad(images, [pixels] * 4, mode="replicate")
     rows = (torch.arange(height) + offsets[:, :1]).view(batch, 1, height, 1).to(images.device)
     columns = (torch.arange(width) + offsets[:, 1:]).view(batch, 1, 1, width).to(images.device)

@@ -15,17 +15,16 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from vars_ode.data import (
-    EMBEDDED,
-    FASHION_MNIST_CLASSES,
+    EMBEDDED_SETS,
     TIMM_NAMES,
+    EmbeddedSet,
     Preprocessing,
-    fashion_mnist,
     fitted,
     open_timm,
     readable,
 )
 from vars_ode.training.config import TrainingConfig
-from vars_ode.training.images import Augmentation, flip_and_shift
+from vars_ode.training.images import Augmentation, augmentation_of
 from vars_ode.training.keyed import generator
 
 _VALIDATION = ("val", "validation", "valid")
@@ -39,14 +38,14 @@ class Sources:
         train, test: training images, and images that are measured once at the end; None where there are none.
         validation: images that choose the best epoch; None to hold some of the training's out.
         classes: their names, in the order of the labels.
-        embedded: whether they are tensors in memory.
+        embedded: the set in memory that they are of; None for pictures in files.
     """
 
     train: Any
     test: Any
     validation: Any
     classes: tuple[str, ...]
-    embedded: bool = False
+    embedded: EmbeddedSet | None = None
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,16 @@ def open_sources(config: TrainingConfig) -> Sources:
     Raises:
         ValueError: no such folder or data set; the message says what was expected.
     """
-    if config.data == EMBEDDED:
-        return Sources(fashion_mnist("train"), fashion_mnist("test"), None, FASHION_MNIST_CLASSES, embedded=True)
+    if config.data in EMBEDDED_SETS:
+        found = EMBEDDED_SETS[config.data]
+        return Sources(found.load("train"), found.load("test"), None, found.classes, found)
     if config.data.startswith(TIMM_NAMES):
         return _of_timm(config)
     root = Path(config.data)
     if not (root / "train").is_dir():
         raise ValueError(
-            f"{root} has no folder train with one subfolder of pictures per class; give such a folder, {EMBEDDED!r}, "
-            "or a data set of timm's such as 'torch/cifar10' with data_dir"
+            f"{root} has no folder train with one subfolder of pictures per class; give such a folder, "
+            f"{' or '.join(EMBEDDED_SETS)}, or a data set of timm's such as 'torch/cifar10' with data_dir"
         )
     train = _folder(root / "train")
     validation = next((_folder(root / name) for name in _VALIDATION if (root / name).is_dir()), None)
@@ -116,10 +116,11 @@ def prepare(sources: Sources, config: TrainingConfig, preprocessing: Preprocessi
     """Held-out images split off, and the transforms of training and measuring put on."""
     train, held_out = _hold_out(sources.train, config.holdout if sources.validation is None else 0.0)
     validation = sources.validation if sources.validation is not None else held_out
-    if sources.embedded:
+    if sources.embedded is not None:
         held = _tensors(validation, preprocessing) if validation is not None else None
         test = _tensors(sources.test, preprocessing)
-        return Prepared(_tensors(train, preprocessing), held, test, None if config.no_aug else flip_and_shift)
+        augment = None if config.no_aug else augmentation_of(sources.embedded.mirrors)
+        return Prepared(_tensors(train, preprocessing), held, test, augment)
     evaluation = _evaluation(preprocessing)
     return Prepared(
         Transformed(train, training_transform(config, preprocessing)),

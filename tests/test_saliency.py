@@ -1,0 +1,62 @@
+"""Average precision of maps against masks, and the pictures with two objects."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from vars_ode.analysis.saliency import average_precision, object_masks, two_objects
+from vars_ode.data import digits, embedded_set, fashion_mnist
+
+
+def test_average_precision_is_that_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randint(0, 6, (4, 5, 7, 7), generator=generator).float()  # with ties
+    masks = torch.rand(4, 5, 28, 28, generator=generator) > 0.6
+    pixels = maps.repeat_interleave(4, -1).repeat_interleave(4, -2)
+    expected = [
+        [average_precision_score(masks[i, j].flatten(), pixels[i, j].flatten()) for j in range(5)] for i in range(4)
+    ]
+    np.testing.assert_allclose(average_precision(maps, masks), expected, rtol=1e-12)
+
+
+def test_a_uniform_map_scores_the_share_of_the_object() -> None:
+    masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masks[0, :2, :2] = True
+    assert average_precision(torch.ones(1, 2, 2), masks).tolist() == [0.25]
+    assert average_precision(torch.tensor([[[1.0, 0], [0, 0]]]), masks).tolist() == [1.0]
+
+
+def test_masks_and_maps_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="in whole tokens"):
+        average_precision(torch.ones(1, 3, 3), torch.ones(1, 4, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no object"):
+        average_precision(torch.ones(1, 2, 2), torch.zeros(1, 4, 4, dtype=torch.bool))
+
+
+def test_two_objects_lie_in_two_quarters() -> None:
+    images, masks = two_objects(20)
+    assert images.shape == (20, 1, 28, 28)
+    assert masks.shape == (20, 28, 28)
+    quarters = masks.unflatten(-1, (2, 14)).unflatten(-3, (2, 14)).any(-1).any(-2)
+    assert quarters.sum((1, 2)).tolist() == [2] * 20
+    assert (images[:, 0][masks] > 0.1).all()
+    background = images[:, 0][~masks]
+    assert (background.min(), background.max() <= 0.15) == (background.min().clamp_min(0), True)
+    assert torch.equal(two_objects(3)[0], images[:3])
+    assert not torch.equal(two_objects(3, seed=1)[0], images[:3])
+
+
+def test_articles_are_brighter_than_their_background() -> None:
+    images = fashion_mnist("test").tensors[0]
+    share = object_masks(images).double().mean((1, 2))
+    assert 0.3 < share.mean() < 0.6
+
+
+def test_digits_are_those_of_scikit_learn_in_their_order() -> None:
+    train, test = digits("train").tensors, digits("test").tensors
+    assert (train[0].shape, test[0].shape) == ((1297, 1, 16, 16), (500, 1, 16, 16))
+    assert (train[0].min(), train[0].max()) == (0, 1)
+    assert set(train[1].tolist()) == set(range(10))
+    assert train[1][:10].tolist() == list(range(10))
+    assert embedded_set("digits").classes == tuple("0123456789")

@@ -17,7 +17,7 @@ TITLES = {"fashion-mnist": "Fashion-MNIST", "digits": "digits"}
 SHOWN = {
     "clean": "clean images",
     "corrupted": "mean of the corruptions",
-    "kept": "corrupted, of those right when clean",
+    "kept": "kept under corruption",
     "attacks": "all attacks together",
 }
 READING = (

@@ -53,6 +53,7 @@ def page(studies: dict[str, Study]) -> str:
         limits(studies),
         setting(studies),
         *(comparison(name, study) for name, study in studies.items()),
+        "![Every training: accuracy on clean and on corrupted images](static/robustness_trainings.png)\n",
         causes(first),
         objects(first),
         limit_of_one_step(first),
@@ -68,6 +69,10 @@ def points(found: Difference, name: str = "") -> str:
     """+3.2 points (95 % interval 1.1 to 5.3)."""
     label = f" {name}" if name else ""
     return f"{100 * found.mean:+.1f} points{label} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -124,7 +129,7 @@ def claim_of_robustness(name: str, study: Study) -> str:
     kept_above, kept_below = better_and_worse(study, "kept")
     attack_above, attack_below = better_and_worse(study, "attacks")
     text = (
-        f"On {DATA[name]}, over {len(seeds)} seeds, {code(above)} recognise{'s' * (len(above) == 1)} more of the "
+        f"On {DATA[name]}, over {counted(len(seeds), 'seed')}, {code(above)} recognise{'s' * (len(above) == 1)} more of the "
         f"corrupted images than softmax attention after correction for all comparisons, {code(below)} fewer. "
         f"The most robust is `{best}`: {percent(study.value(best, 'corrupted'))} % of the corrupted images against "
         f"{percent(study.value(BASELINE, 'corrupted'))} %, {points(corrupted.difference)}"

@@ -17,7 +17,8 @@ def dial(
         ),
     ],
     data: Annotated[
-        str, typer.Option(help="fashion-mnist (embedded), or a folder with one subfolder of pictures per class.")
+        str,
+        typer.Option(help="fashion-mnist or digits (embedded), or a folder with one subfolder of pictures per class."),
     ] = "fashion-mnist",
     solvers: Annotated[
         str,

@@ -129,8 +129,8 @@ def claim_of_robustness(name: str, study: Study) -> str:
     kept_above, kept_below = better_and_worse(study, "kept")
     attack_above, attack_below = better_and_worse(study, "attacks")
     text = (
-        f"On {DATA[name]}, over {counted(len(seeds), 'seed')}, {code(above)} recognise{'s' * (len(above) == 1)} more of the "
-        f"corrupted images than softmax attention after correction for all comparisons, {code(below)} fewer. "
+        f"On {DATA[name]}, over {counted(len(seeds), 'seed')}, {code(above)} recognise{'s' * (len(above) == 1)} more "
+        f"of the corrupted images than softmax attention after correction for all comparisons, {code(below)} fewer. "
         f"The most robust is `{best}`: {percent(study.value(best, 'corrupted'))} % of the corrupted images against "
         f"{percent(study.value(BASELINE, 'corrupted'))} %, {points(corrupted.difference)}"
         f"{'' if corrupted.holds else ', which is no significant difference'}. "

@@ -238,6 +238,7 @@ def test_a_trained_model_is_measured_without_training_it_again(finished: Path, t
     before = json.loads((run / "run.json").read_text())
     weights = (run / "model.safetensors").stat().st_mtime_ns
     (run / "run.json").unlink()  # the measurement was interrupted
+    # without the tests' server: one study runs in workers that are started as they are everywhere else
     assert run_study(folder, TINY, ("softmax", "vars-sd-dictionary"), seeds=1, workers=1) == []
     after = json.loads((run / "run.json").read_text())
     assert (run / "model.safetensors").stat().st_mtime_ns == weights
@@ -268,7 +269,8 @@ arms:
 
 def test_a_study_trains_the_arms_of_its_plan_and_prints_the_dial(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(PLAN)
-    result = CliRunner().invoke(app, ["study", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out")])
+    with in_place_of_spawn():
+        result = CliRunner().invoke(app, ["study", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if line.startswith("|")]
     assert lines[0] == "| model | euler@5 | euler@1 | euler@5/2 | nesterov |"
@@ -315,7 +317,8 @@ arms:
 def test_a_study_chooses_learning_rates_on_validation_images(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(SELECTION)
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, ["study", str(tmp_path / "plan.yaml"), "--out", str(out)])
+    with in_place_of_spawn():
+        result = CliRunner().invoke(app, ["study", str(tmp_path / "plan.yaml"), "--out", str(out)])
     assert result.exit_code == 0, result.output
     selected = sorted(path.name for path in (out / "selection").iterdir())
     assert selected == sorted(f"{arm}-seed0-lr{lr}" for arm in ("softmax", "wide") for lr in ("0.01", "0.001"))
@@ -366,7 +369,8 @@ def test_arms_can_be_added_to_a_study_and_not_changed() -> None:
 
 def test_a_study_measures_the_claims(tmp_path: Path) -> None:
     plan = replace(TINY, objects=True, attacks=(), sweep="")
-    assert run_study(tmp_path / "out", plan, ("softmax", "performer", "vars-d"), seeds=1, workers=1) == []
+    with in_place_of_spawn():
+        assert run_study(tmp_path / "out", plan, ("softmax", "performer", "vars-d"), seeds=1, workers=1) == []
     runs = {name: tmp_path / "out" / "runs" / f"{name}-seed0" for name in ("softmax", "performer", "vars-d")}
     records = {name: json.loads((folder / "run.json").read_text()) for name, folder in runs.items()}
     assert (records["softmax"]["active"], records["softmax"]["gap"]) == (None, [])

@@ -241,6 +241,7 @@ def test_a_trained_model_is_measured_without_training_it_again(finished: Path, t
     before = json.loads((run / "run.json").read_text())
     weights = (run / "model.safetensors").stat().st_mtime_ns
     (run / "run.json").unlink()  # the measurement was interrupted
+    # without the tests' server: one study runs in workers that are started as they are everywhere else
     assert run_study(folder, TINY, ("softmax", "vars-sd-dictionary"), seeds=1, workers=1) == []
     after = json.loads((run / "run.json").read_text())
     assert (run / "model.safetensors").stat().st_mtime_ns == weights
@@ -271,7 +272,8 @@ arms:
 
 def test_a_study_trains_the_arms_of_its_plan_and_prints_the_dial(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(PLAN)
-    result = CliRunner().invoke(app, ["study", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out")])
+    with in_place_of_spawn():
+        result = CliRunner().invoke(app, ["study", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if line.startswith("|")]
     assert lines[0] == "| model | euler@5 | euler@1 | euler@5/2 | nesterov |"
@@ -320,7 +322,8 @@ def selected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study that chose learning rates."""
     folder = tmp_path_factory.mktemp("selection")
     (folder / "plan.yaml").write_text(SELECTION)
-    result = CliRunner().invoke(app, ["study", str(folder / "plan.yaml"), "--out", str(folder / "out")])
+    with in_place_of_spawn():
+        result = CliRunner().invoke(app, ["study", str(folder / "plan.yaml"), "--out", str(folder / "out")])
     assert result.exit_code == 0, result.output
     return folder / "out"
 
@@ -400,6 +403,8 @@ def test_findings_of_a_study(selected: Path, tmp_path: Path) -> None:
     )
     assert found.value("wide", "kept") == pytest.approx((clean & corrupted).sum() / clean.sum())
     assert found.value("wide", "attacks") <= found.value("wide", "pgd")
+    assert set(found.against_baseline) == {("wide", measure) for measure in found.measures}
+    assert "occlusion" not in found.measures  # it was not measured
     difference = found.against_baseline["wide", "kept"].difference
     assert difference.mean == pytest.approx(found.value("wide", "kept") - found.value("softmax", "kept"))
     assert difference.low <= difference.mean <= difference.high
@@ -425,7 +430,8 @@ def test_arms_can_be_added_to_a_study_and_not_changed() -> None:
 
 def test_a_study_measures_the_claims(tmp_path: Path) -> None:
     plan = replace(TINY, objects=True, attacks=(), sweep="")
-    assert run_study(tmp_path / "out", plan, ("softmax", "performer", "vars-d"), seeds=1, workers=1) == []
+    with in_place_of_spawn():
+        assert run_study(tmp_path / "out", plan, ("softmax", "performer", "vars-d"), seeds=1, workers=1) == []
     runs = {name: tmp_path / "out" / "runs" / f"{name}-seed0" for name in ("softmax", "performer", "vars-d")}
     records = {name: json.loads((folder / "run.json").read_text()) for name, folder in runs.items()}
     assert (records["softmax"]["active"], records["softmax"]["gap"]) == (None, [])

@@ -287,11 +287,11 @@ class Training:
         try:
             logits: Tensor = self._prepared(images)
         except ValueError as error:  # layers refuse tokens that are not finite, and cannot know why they are not
-            if all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            if update == self._first or not bool(images.isfinite().all()):
                 raise
             raise DivergedError(
-                f"the weights are not finite before update {update} of epoch {update // self._order.updates_per_epoch}; "
-                f"lower the learning rate (lr={self.recipe.lr})"
+                f"update {update} of epoch {update // self._order.updates_per_epoch} failed after others had passed "
+                f"({error}): lower the learning rate (lr={self.recipe.lr})"
             ) from error
         return logits
 

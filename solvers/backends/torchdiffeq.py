@@ -148,8 +148,10 @@ class _Run:
         return max(guess if guess > 0 else fallback, 2 * float(smallest_step(self.problem, self.t)))
 
     def norm(self, scaled: Tensor) -> Tensor:
-        """The worst root mean square among active samples. Where it is NaN it is infinite, so that the step is rejected; so
-        too where the state is not finite, as relative to that any error is 0."""
+        """The worst root mean square among active samples.
+
+        Infinite, so that the step is rejected, where it is NaN or the state infinite, relative to which any error is 0.
+        """
         norms, finite = _rms(scaled.detach()), max_norm(self.trial_y).isfinite()
         self.error_ratio = torch.where(finite & ~norms.isnan(), norms, torch.inf)
         return torch.where(self.active, self.error_ratio, 0.0).max()

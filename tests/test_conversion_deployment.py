@@ -16,6 +16,7 @@ from timm.models import create_feature_extractor
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
+from workers import forkserver
 
 import vars_ode
 from vars_ode import VARSAttention, convert_attention, set_solver
@@ -175,7 +176,8 @@ def _gradients(rank: int, world: int, folder: str) -> None:
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    mp.spawn(_gradients, (2, str(tmp_path)), nprocs=2)
+    forkserver()  # loads the libraries once
+    mp.start_processes(_gradients, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     _, converted, _ = pair("vit", **SOLVED)
     converted(CASES["vit"].images(4)).square().mean().backward()

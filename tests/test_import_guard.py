@@ -1,5 +1,6 @@
 """`solvers` is a common name: what else may be called so must not be taken for ours."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -43,25 +44,47 @@ def test_a_module_made_in_memory_is_not_ours(tmp_path):
 
 
 HEAVY = {"matplotlib", "accelerate", "scipy.optimize", "torchode", "torchdiffeq"}
-
-
-def loaded(code: str) -> set[str]:
-    """The heavy modules that are loaded after some code, in a process of its own."""
-    code = f"import sys\n{code}\nprint('LOADED', *sorted({HEAVY} & set(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(run.stdout.splitlines()[-1].split()[1:])
-
-
-def test_everything_that_is_exported_is_there() -> None:
-    code = "import vars_ode; from vars_ode import *; assert all(hasattr(vars_ode, name) for name in vars_ode.__all__)"
-    assert loaded(code)  # that all of it takes the heavy modules, and that `loaded` sees them
-
-
-@pytest.mark.parametrize("arguments", [None, ["--help"], ["train", "--help"]])
-def test_heavy_modules_are_loaded_where_they_are_used(arguments: list[str] | None) -> None:
-    command = "import vars_ode"
-    if arguments is not None:
-        command = (
-            f"from vars_ode.cli import app\ntry:\n  app({arguments})\nexcept SystemExit as end:\n  assert not end.code"
+USES = {
+    "everything": "import vars_ode; from vars_ode import *; assert all(hasattr(vars_ode, n) for n in vars_ode.__all__)",
+    "import": "import vars_ode",
+    **{
+        command: (
+            "from vars_ode.cli import app\n"
+            f"try:\n  app({command.split()})\nexcept SystemExit as end:\n  assert not end.code"
         )
-    assert loaded(command) == set()
+        for command in ("--help", "train --help")
+    },
+}
+EACH_IN_A_FORK = f"""
+import json, os, sys
+import timm  # and torch with it; loaded once for all, and none of what is looked for may come with them
+for name, code in json.loads(sys.argv[1]).items():
+    if os.fork() == 0:
+        assert not {{"vars_ode", "solvers"}} & set(sys.modules)
+        before = {HEAVY} & set(sys.modules)
+        exec(code, {{}})
+        print("LOADED", json.dumps([name, sorted({HEAVY} & set(sys.modules)), sorted(before)]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """The heavy modules that are loaded after each use, in a process of its own."""
+    command = [sys.executable, "-c", EACH_IN_A_FORK, json.dumps(USES)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [line for line in run.stdout.splitlines() if line.startswith("LOADED ")]
+    found = [json.loads(line.removeprefix("LOADED ")) for line in lines]
+    assert all(before == [] for _, _, before in found)
+    assert [name for name, _, _ in found] == list(USES), run.stderr
+    return {name: set(modules) for name, modules, _ in found}
+
+
+def test_everything_that_is_exported_is_there(loaded: dict[str, set[str]]) -> None:
+    assert loaded["everything"]  # that all of it takes the heavy modules, and that `loaded` sees them
+
+
+@pytest.mark.parametrize("use", [use for use in USES if use != "everything"])
+def test_heavy_modules_are_loaded_where_they_are_used(use: str, loaded: dict[str, set[str]]) -> None:
+    assert loaded[use] == set()

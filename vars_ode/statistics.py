@@ -140,8 +140,9 @@ def paired_difference(
 
 
 def _weighted(scores: NDArray[np.float64], counts: NDArray[np.float64], images: NDArray[np.float64]) -> float:
-    """The mean of scores (seeds, images), each counted so often."""
-    return float(images @ (scores * counts).mean(0) / (images @ counts.mean(0)))
+    """The mean of scores (seeds, images), each counted so often; 0 where none counts."""
+    total = float(images @ counts.mean(0))
+    return float(images @ (scores * counts).mean(0)) / total if total else 0.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

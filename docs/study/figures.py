@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from measures import BASELINE, Maps, Study
 
 from vars_ode.plotting import COLOURS, DASHES, MARKERS, SMALL, new_figure, tidy
+from vars_ode.study.findings import BASELINE, Findings, Maps
 
 TITLES = {"fashion-mnist": "Fashion-MNIST", "digits": "digits"}
 SHOWN = {
@@ -28,7 +28,7 @@ READING = (
 LINES = ("vars-sd-factor", "vars-sd-coupling", "vars-sd", "vars-d-factor", "vars-s")
 
 
-def draw(studies: dict[str, Study]) -> dict[str, Figure]:
+def draw(studies: dict[str, Findings]) -> dict[str, Figure]:
     first = next(iter(studies.values()))
     found = {"robustness": differences(studies), "robustness_trainings": trainings(studies)}
     if Maps(first.archive, "article").arms:
@@ -44,7 +44,7 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def differences(studies: dict[str, Study]) -> Figure:
+def differences(studies: dict[str, Findings]) -> Figure:
     """A panel per measure, a row per attention, a colour per data set."""
     arms = [arm for arm in next(iter(studies.values())).main if arm != BASELINE]
     figure = new_figure(11.0, 1.5 + 0.36 * len(arms))
@@ -72,7 +72,7 @@ def differences(studies: dict[str, Study]) -> Figure:
     return figure
 
 
-def trainings(studies: dict[str, Study]) -> Figure:
+def trainings(studies: dict[str, Findings]) -> Figure:
     """Every training: clean against corrupted accuracy."""
     figure = new_figure(5.0 * len(studies), 4.6)
     grid = figure.subplots(1, len(studies), squeeze=False)[0]
@@ -87,7 +87,7 @@ def trainings(studies: dict[str, Study]) -> Figure:
     return figure
 
 
-def objects(study: Study) -> Figure:
+def objects(study: Findings) -> Figure:
     """Average precision over solver time, a panel per kind of pictures."""
     kinds = {"article": "one article", "noisy": "one article, with noise", "two": "two small articles"}
     figure = new_figure(10.5, 3.7)
@@ -110,7 +110,7 @@ def objects(study: Study) -> Figure:
     return figure
 
 
-def gap(study: Study) -> Figure:
+def gap(study: Findings) -> Figure:
     """The distance from the single-step limit over the steps, without sparsity and with it."""
     figure = new_figure(8.5, 3.5)
     grid = figure.subplots(1, 2)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import figures
 import numpy as np
-from measures import ATTACKS, BASELINE, MEASURES, Found, Maps, Study
 
 from vars_ode.statistics import Difference
 from vars_ode.study.archive import collect, read_archive
+from vars_ode.study.findings import ATTACKS, BASELINE, MEASURES, Findings, Found, Maps
 
 HERE = Path(__file__).parent
 DATA = {"fashion-mnist": "Fashion-MNIST", "digits": "the digits"}
@@ -35,14 +35,14 @@ LEADING = ("vars-sd-factor", "vars-sd-coupling")
 def main(folders: Sequence[str]) -> None:
     for folder in map(Path, folders):
         collect(folder, HERE / folder.name)
-    studies = {name: Study(read_archive(HERE / name)) for name in DATA if (HERE / f"{name}.npz").is_file()}
+    studies = {name: Findings(read_archive(HERE / name)) for name in DATA if (HERE / f"{name}.npz").is_file()}
     static = HERE.parent / "static"
     for name, figure in figures.draw(studies).items():
         figure.savefig(static / f"{name}.png", dpi=130)
     (HERE.parent / "robustness.md").write_text(page(studies), encoding="utf-8")
 
 
-def page(studies: dict[str, Study]) -> str:
+def page(studies: dict[str, Findings]) -> str:
     first = next(iter(studies.values()))
     parts = [
         "# Is it more robust?\n",
@@ -94,7 +94,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def better_and_worse(study: Study, measure: str) -> tuple[list[str], list[str]]:
+def better_and_worse(study: Findings, measure: str) -> tuple[list[str], list[str]]:
     """The arms that are significantly above and below the baseline."""
     found = {arm: study.against_baseline[arm, measure] for arm in study.main if arm != BASELINE}
     above = [arm for arm, each in found.items() if each.holds and each.difference.mean > 0]
@@ -102,7 +102,7 @@ def better_and_worse(study: Study, measure: str) -> tuple[list[str], list[str]]:
     return above, below
 
 
-def leader(study: Study) -> str:
+def leader(study: Findings) -> str:
     """The arm with the highest accuracy on corrupted images, the baseline apart."""
     return max((arm for arm in study.main if arm != BASELINE), key=lambda arm: study.value(arm, "corrupted"))
 
@@ -110,7 +110,7 @@ def leader(study: Study) -> str:
 # ------------------------------------------------------------------------------------------------------ page
 
 
-def summary(studies: dict[str, Study]) -> str:
+def summary(studies: dict[str, Findings]) -> str:
     """The first paragraphs: what holds, how strongly, for which setting, and what does not."""
     lines = [
         "Small vision transformers on small grey pictures, and no photographs: that is what is measured here, and "
@@ -122,7 +122,7 @@ def summary(studies: dict[str, Study]) -> str:
     return "\n".join(lines)
 
 
-def claim_of_robustness(name: str, study: Study) -> str:
+def claim_of_robustness(name: str, study: Findings) -> str:
     best, seeds = leader(study), study.common(*study.main)
     corrupted, kept, attacked = (study.against_baseline[best, m] for m in ("corrupted", "kept", "attacks"))
     above, below = better_and_worse(study, "corrupted")
@@ -153,7 +153,7 @@ def claim_of_robustness(name: str, study: Study) -> str:
     )
 
 
-def claim_of_objects(study: Study) -> str:
+def claim_of_objects(study: Findings) -> str:
     maps = {kind: Maps(study.archive, kind) for kind in KINDS}
     arms = [arm for arm in study.main if arm in maps["article"].arms and arm != BASELINE]
     if not arms:
@@ -176,7 +176,7 @@ def claim_of_objects(study: Study) -> str:
     return "; ".join(part if i == 0 else part[0].lower() + part[1:] for i, part in enumerate(sentences)) + "."
 
 
-def claim_of_one_step(study: Study) -> str:
+def claim_of_one_step(study: Findings) -> str:
     rows = gap_rows(study)
     if not rows:
         return "Not measured yet."
@@ -191,7 +191,7 @@ def claim_of_one_step(study: Study) -> str:
     )
 
 
-def single_step_accuracy(study: Study) -> str:
+def single_step_accuracy(study: Findings) -> str:
     """What is left of a trained model in its single-step limit."""
     found = {arm: accuracy_under(study, arm, "single-step") for arm in LEADING if arm in study.archive.arms}
     found = {arm: value for arm, value in found.items() if not math.isnan(value)}
@@ -202,7 +202,7 @@ def single_step_accuracy(study: Study) -> str:
     return f"Nor can a trained model be put back into the limit: of the clean images {listed(parts)}." if parts else ""
 
 
-def accuracy_under(study: Study, arm: str, solver: str) -> float:
+def accuracy_under(study: Findings, arm: str, solver: str) -> float:
     """Mean clean accuracy of the trained models under another solve."""
     rows = figures.csv_rows(HERE / f"{study.archive.settings['data']}.csv")
     found = [
@@ -213,7 +213,7 @@ def accuracy_under(study: Study, arm: str, solver: str) -> float:
     return float(np.mean(found)) if found else math.nan
 
 
-def limits(studies: dict[str, Study]) -> str:
+def limits(studies: dict[str, Findings]) -> str:
     study = next(iter(studies.values()))
     settings, parameters = study.archive.settings, study.archive.details(BASELINE, "parameters")[0]
     long = f"{BASELINE}, 90 epochs"
@@ -240,7 +240,7 @@ def limits(studies: dict[str, Study]) -> str:
     )
 
 
-def setting(studies: dict[str, Study]) -> str:
+def setting(studies: dict[str, Findings]) -> str:
     study = next(iter(studies.values()))
     s = study.archive.settings
     counts = [count for arm in study.main for count in study.archive.details(arm, "parameters")]
@@ -275,7 +275,7 @@ def setting(studies: dict[str, Study]) -> str:
     )
 
 
-def comparison(name: str, study: Study) -> str:
+def comparison(name: str, study: Findings) -> str:
     """The main table of a data set, and the differences."""
     heads = [
         "attention",
@@ -330,7 +330,7 @@ def cell(found: Found) -> str:
     return f"{mark}{100 * d.mean:+.1f}{mark} ({100 * d.low:+.1f}, {100 * d.high:+.1f})"
 
 
-def diagnosis(study: Study) -> str:
+def diagnosis(study: Findings) -> str:
     """Whether the gradient of an attack misleads: an attack through another solve or without one that does better."""
     worse = []
     for arm in study.main:
@@ -344,7 +344,7 @@ def diagnosis(study: Study) -> str:
     return f"An attack other than the white-box one does better on {listed(worse)}: there the gradient misleads it."
 
 
-def causes(study: Study) -> str:
+def causes(study: Findings) -> str:
     """The ablations."""
     if not study.ablations:
         return ""
@@ -364,12 +364,12 @@ def causes(study: Study) -> str:
     )
 
 
-def active(study: Study, arm: str) -> str:
+def active(study: Findings, arm: str) -> str:
     found = [value for value in study.archive.details(arm, "active") if value is not None]
     return f"{100 * np.mean(found):.0f}" if found else "-"
 
 
-def parts(study: Study) -> str:
+def parts(study: Findings) -> str:
     """Sentences on the learned forms, the kinds of templates, and the long trainings."""
     sentences = []
     pairs = {
@@ -393,7 +393,7 @@ def parts(study: Study) -> str:
     return result
 
 
-def objects(study: Study) -> str:
+def objects(study: Findings) -> str:
     maps = Maps(study.archive, "article")
     if not maps.arms:
         return ""
@@ -449,7 +449,7 @@ def interval(found: Difference) -> str:
     return f"{found.mean:+.3f} ({found.low:+.3f}, {found.high:+.3f})"
 
 
-def gap_rows(study: Study) -> list[dict[str, float]]:
+def gap_rows(study: Findings) -> list[dict[str, float]]:
     """The way from the single step to the trained model: steps without sparsity, then with it; means over seeds."""
     arm = LEADING[0]
     tables = study.archive.details(arm, "gap") if arm in study.archive.arms else []
@@ -462,7 +462,7 @@ def gap_rows(study: Study) -> list[dict[str, float]]:
     ]
 
 
-def limit_of_one_step(study: Study) -> str:
+def limit_of_one_step(study: Findings) -> str:
     if not gap_rows(study):
         return ""
     rows = [
@@ -485,7 +485,7 @@ def limit_of_one_step(study: Study) -> str:
     )
 
 
-def reproduce(studies: dict[str, Study]) -> str:
+def reproduce(studies: dict[str, Findings]) -> str:
     seconds = sum(
         sum(study.archive.details(arm, "train_seconds")) for study in studies.values() for arm in study.archive.arms
     )

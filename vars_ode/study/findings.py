@@ -1,4 +1,4 @@
-"""What the page on robustness counts: scores of images, differences between arms, and where maps look."""
+"""What a study found: scores of images, differences between its arms, and where the maps of the models look."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ MEASURES = {
     "occlusion": "occlusion",
     "translation": "translation",
 }
+CAUSES = ("clean", "corrupted", "kept", "pgd")  # of variations
 Interval = tuple[float, float, float]  # mean, low, high
 
 
@@ -47,7 +48,7 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Study:
+class Findings:
     """An archive with its measures."""
 
     archive: Archive
@@ -64,6 +65,15 @@ class Study:
         arms = self.archive.settings["arms"]
         found = {name: arms[name]["twin"] for name in self.archive.arms if arms[name]["twin"] is not None}
         return {name: twin for name, twin in found.items() if twin in self.archive.arms}
+
+    @cached_property
+    def measures(self) -> list[str]:
+        """Those of `MEASURES` for which all arms of the main comparison have the conditions."""
+        needed = {"clean": [CLEAN], "corrupted": self.corrupted, "kept": self.corrupted, "fgsm": [("fgsm", 0)]}
+        needed |= {"pgd": [("white-box", 0)], "attacks": [("white-box", 0)]}
+        needed |= {shift: self.conditions([f"small_{shift}"]) for shift in ("occlusion", "translation")}
+        measured = self.archive.measured
+        return [m for m in MEASURES if all(measured(arm, c) for arm in self.main for c in needed[m])]
 
     def conditions(self, names: Sequence[str]) -> list[tuple[str, int]]:
         return [(name, severity) for name in names for severity in self.archive.settings["severities"]]
@@ -89,7 +99,7 @@ class Study:
             return Scores(correct(self.conditions([f"small_{measure}"])).mean(1))
         if measure == "attacks":
             measured = [(name, 0) for name in ATTACKS if self.archive.measured(arm, (name, 0))]
-            return Scores(correct(measured).all(1))
+            return Scores(np.asarray(correct(measured).all(1)))
         return Scores(correct([("white-box" if measure == "pgd" else measure, 0)])[:, 0])
 
     def value(self, arm: str, measure: str) -> float:
@@ -114,13 +124,13 @@ class Study:
     @cached_property
     def against_baseline(self) -> dict[tuple[str, str], Found]:
         """(arm, measure) -> the difference to the baseline, corrected for all of them."""
-        pairs = [(arm, measure) for arm in self.main if arm != BASELINE for measure in MEASURES]
+        pairs = [(arm, measure) for arm in self.main if arm != BASELINE for measure in self.measures]
         return _corrected({pair: self.difference(pair[0], BASELINE, pair[1]) for pair in pairs})
 
     @cached_property
     def against_twins(self) -> dict[tuple[str, str], Found]:
         """(ablation, measure) -> the difference to its twin."""
-        pairs = [(arm, measure) for arm in self.ablations for measure in ("clean", "corrupted", "kept", "pgd")]
+        pairs = [(arm, measure) for arm in self.ablations for measure in CAUSES if measure in self.measures]
         return _corrected({pair: self.difference(pair[0], self.ablations[pair[0]], pair[1]) for pair in pairs})
 
     def corruption_error(self, arm: str, relative: bool) -> Interval:

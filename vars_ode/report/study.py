@@ -340,7 +340,7 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if math.isfinite(value) else DASH
     if isinstance(value, (list, tuple)):
-        return ", ".join(_value(item) for item in value)
+        return ", ".join(_value(item) for item in value) or DASH
     if isinstance(value, dict):
         return "; ".join(f"{key}: {_value(item)}" for key, item in value.items()) or DASH
     return DASH if value is None else str(value)

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ from vars_ode.models import available_attentions, vars_layers
 from vars_ode.report.study import write_report
 from vars_ode.saving import load_pretrained
 from vars_ode.study import run as study
+from vars_ode.study.archive import collect, read_archive
+from vars_ode.study.findings import Findings
 from vars_ode.study.measure import EVALUATION, measure_solvers
 from vars_ode.study.plan import Arm, Plan
 from vars_ode.study.records import read_results
@@ -314,14 +317,21 @@ arms:
 """
 
 
-def test_a_study_chooses_learning_rates_on_validation_images(tmp_path: Path) -> None:
-    (tmp_path / "plan.yaml").write_text(SELECTION)
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study that chose learning rates."""
+    folder = tmp_path_factory.mktemp("selection")
+    (folder / "plan.yaml").write_text(SELECTION)
     with in_place_of_spawn():
-        result = CliRunner().invoke(app, ["study", str(tmp_path / "plan.yaml"), "--out", str(out)])
+        result = CliRunner().invoke(app, ["study", str(folder / "plan.yaml"), "--out", str(folder / "out")])
     assert result.exit_code == 0, result.output
-    selected = sorted(path.name for path in (out / "selection").iterdir())
-    assert selected == sorted(f"{arm}-seed0-lr{lr}" for arm in ("softmax", "wide") for lr in ("0.01", "0.001"))
+    return folder / "out"
+
+
+def test_a_study_chooses_learning_rates_on_validation_images(selected: Path) -> None:
+    out = selected
+    trained = sorted(path.name for path in (out / "selection").iterdir())
+    assert trained == sorted(f"{arm}-seed0-lr{lr}" for arm in ("softmax", "wide") for lr in ("0.01", "0.001"))
     study = json.loads((out / "results.json").read_text())
     rates = study["learning_rates"]
     for arm in ("softmax", "wide"):
@@ -355,6 +365,57 @@ def test_a_study_chooses_learning_rates_on_validation_images(tmp_path: Path) -> 
     }
     attacked = read_evaluation(out / "runs" / "wide-seed0" / "attacks").outcomes
     assert {len(outcome) for outcome in attacked.values()} == {10}
+
+
+def test_an_archive_holds_every_answer(selected: Path, tmp_path: Path) -> None:
+    collect(selected, tmp_path / "study")
+    archive = read_archive(tmp_path / "study")
+    assert archive.arms == ["softmax", "wide", "short"]
+    assert archive.seeds("wide") == [0, 1]
+    evaluation = read_evaluation(selected / "runs" / "wide-seed1" / "evaluation")
+    outcomes = {(key.condition, key.severity): outcome for key, outcome in evaluation.outcomes.items()}
+    correct = archive.correct("wide", list(outcomes), [1])[0]
+    assert correct.tolist() == [outcome.correct.tolist() for outcome in outcomes.values()]
+    assert not archive.measured("softmax", ("through rk4@5", 0))  # it has no solver
+    with pytest.raises(ValueError, match="was not measured under all of"):
+        archive.correct("softmax", [("through rk4@5", 0)])
+    with pytest.raises(ValueError, match="no images were measured under all of"):
+        archive.correct("wide", [("clean", 0), ("fgsm", 0)])  # of other images
+    (tmp_path / "study.npz").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="no archived study"):
+        read_archive(tmp_path / "study")
+
+
+def test_findings_of_a_study(selected: Path, tmp_path: Path) -> None:
+    collect(selected, tmp_path / "study")
+    found = Findings(read_archive(tmp_path / "study"))
+    assert (found.main, found.ablations) == (["softmax", "wide"], {"short": "wide"})
+    with (selected / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["attention"] == "wide" and row["solver"] == "euler@5"]
+
+    def mean(condition: str) -> float:
+        return statistics.mean(float(row["accuracy"]) for row in rows if row["condition"] == condition)
+
+    for measure, condition in {"clean": "clean", "corrupted": "small_contrast", "pgd": "white-box"}.items():
+        assert found.value("wide", measure) == pytest.approx(mean(condition))
+    clean, corrupted = (
+        found.archive.correct("wide", [(name, level)])[:, 0] for name, level in (("clean", 0), ("small_contrast", 1))
+    )
+    assert found.value("wide", "kept") == pytest.approx((clean & corrupted).sum() / clean.sum())
+    assert found.value("wide", "attacks") <= found.value("wide", "pgd")
+    assert set(found.against_baseline) == {("wide", measure) for measure in found.measures}
+    assert "occlusion" not in found.measures  # it was not measured
+    difference = found.against_baseline["wide", "kept"].difference
+    assert difference.mean == pytest.approx(found.value("wide", "kept") - found.value("softmax", "kept"))
+    assert difference.low <= difference.mean <= difference.high
+    assert all(
+        found.against_baseline[key].p >= found.against_baseline[key].difference.p for key in found.against_baseline
+    )
+    own, low, high = found.corruption_error("wide", relative=False)
+    assert own == pytest.approx(
+        100 * (1 - found.value("wide", "corrupted")) / (1 - found.value("softmax", "corrupted"))
+    )
+    assert low <= own <= high
 
 
 def test_arms_can_be_added_to_a_study_and_not_changed() -> None:

@@ -51,7 +51,16 @@ def write_results(
                 _write_trace(folder / "runs" / f"{attention}-seed{seed}", attention, random, layers)
     write_csv(folder, rows)
     content = {
-        "settings": {"epochs": 12, "seeds": seeds, "embed_dim": 64, "sparsity": 0.3, "eps": 8 / 255, "note": "a<b & c"},
+        "settings": {
+            "epochs": 12,
+            "seeds": seeds,
+            "embed_dim": 64,
+            "sparsity": 0.3,
+            "eps": 8 / 255,
+            "attack_steps": 5,
+            "attack_step": 0.25,
+            "note": "a<b & c",
+        },
         "versions": {"vars-ode": "0.1.0", "torch": "2.6.0"},
         "started": "2025-01-01T12:00:00",
         "wall_seconds": 1234.5,

@@ -18,7 +18,7 @@ import vars_ode
 from vars_ode import analysis
 from vars_ode.cli import app
 from vars_ode.data import Preprocessing, fashion_mnist, labelled_pictures
-from vars_ode.models import AT_REST, Solve, parse_solves, vars_layers
+from vars_ode.models import AT_REST, Solve, parse_solves, vars_layers, with_solver
 from vars_ode.robustness import evaluate
 
 FIXED = [name for name in solvers.available() if issubclass(type(solvers.get(name)), solvers.FixedStepSolver)]
@@ -157,6 +157,15 @@ def test_the_mean_over_corruptions_and_the_columns(model: nn.Module, tmp_path: P
         (row,) = csv.DictReader(file)
     assert float(row["small_contrast_1"]) == point.by_condition["small_contrast", 1]
     assert set(row) >= {"solve", "clean", "corrupted", "evaluations", "milliseconds", "residual", "stable", "notes"}
+
+
+def test_a_model_that_is_differentiated_at_rest_is_solved_to_finite_times_as_well(model: nn.Module) -> None:
+    at_rest = with_solver(model, "fixed_point", adjoint="truncated")
+    step, rest = (solve.apply(at_rest) for solve in parse_solves("euler@3; nesterov"))
+    x = torch.rand(2, 1, 28, 28)
+    torch.testing.assert_close(step(x), parse_solves("euler@3")[0].apply(model)(x))
+    assert {type(layer.adjoint).__name__ for layer in vars_layers(step).values()} == {"Direct"}
+    assert {type(layer.adjoint).__name__ for layer in vars_layers(rest).values()} == {"Truncated"}
 
 
 def test_unstable_steps_are_marked_and_not_drawn(model: nn.Module) -> None:

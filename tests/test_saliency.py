@@ -1,12 +1,16 @@
 """Average precision of maps against masks, and the pictures with two objects."""
 
+import gzip
+from importlib import import_module
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
 from vars_ode.analysis.saliency import average_precision, object_masks, two_objects
-from vars_ode.data import digits, embedded_set, fashion_mnist
+from vars_ode.data import digits, embedded_set, fashion_mnist, full_fashion_mnist
 
 
 def test_average_precision_is_that_of_scikit_learn() -> None:
@@ -51,6 +55,30 @@ def test_articles_are_brighter_than_their_background() -> None:
     images = fashion_mnist("test").tensors[0]
     share = object_masks(images).double().mean((1, 2))
     assert 0.3 < share.mean() < 0.6
+
+
+def idx(path: Path, values: np.ndarray) -> None:
+    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+
+
+def test_all_of_fashion_mnist_is_read_from_the_system_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("vars_ode.data.fashion_mnist"), "PACKAGE", tmp_path)
+    with pytest.raises(ValueError, match="install the system package dataset-fashion-mnist"):
+        full_fashion_mnist("test")
+    images = np.arange(3 * 28 * 28).reshape(3, 28, 28) % 256
+    idx(tmp_path / "t10k-images-idx3-ubyte.gz", images)
+    idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.array([3, 9, 0]))
+    found, labels = embedded_set("fashion-mnist-full").load("test").tensors
+    assert torch.equal(found[:, 0], torch.from_numpy(images).float() / 255)
+    assert labels.tolist() == [3, 9, 0]
+    idx(tmp_path / "t10k-images-idx3-ubyte.gz", images[0])
+    with pytest.raises(ValueError, match="no file of 3-dimensional bytes"):
+        full_fashion_mnist("test")
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"no archive")
+    idx(tmp_path / "t10k-images-idx3-ubyte.gz", images)
+    with pytest.raises(ValueError, match="cannot be read"):
+        full_fashion_mnist("test")
 
 
 def test_digits_are_those_of_scikit_learn_in_their_order() -> None:

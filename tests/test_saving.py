@@ -27,6 +27,7 @@ from vars_ode import CheckpointError, ModelSpec, load_checkpoint, load_pretraine
 from vars_ode.checkpoints import folder as folders
 from vars_ode.checkpoints.checksum import checksum
 from vars_ode.models import vars_layers
+from vars_ode.saving import shipped
 
 NAMES = vars_ode.available_attentions()
 NANO = {"embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -766,3 +767,18 @@ def test_a_saved_model_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> N
     (tmp_path / "new").touch()
     modes = {path.stat().st_mode for path in [tmp_path / "new", *(tmp_path / "model").iterdir()]}
     assert len(modes) == 1
+
+
+def test_models_that_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nano()
+    monkeypatch.setattr(shipped, "_FOLDER", tmp_path / "package")
+    save_pretrained(model, tmp_path / "package" / "set" / "small")
+    monkeypatch.chdir(tmp_path)
+    assert vars_ode.list_pretrained() == ("set/small",)
+    x = torch.rand(1, 1, 28, 28)
+    assert torch.equal(load_pretrained("set/small")(x), model.eval()(x))
+    with pytest.raises(FileNotFoundError, match="come with the package are set/small"):
+        load_pretrained("set/other")
+    other = nano()
+    save_pretrained(other, tmp_path / "set" / "small")  # a folder of one's own goes first
+    assert torch.equal(load_pretrained("set/small")(x), other.eval()(x))

@@ -41,6 +41,7 @@ from vars_ode.models import set_solver as set_solver  # noqa: E402
 from vars_ode.models import with_solver as with_solver  # noqa: E402
 from vars_ode.rotary import VARSRotaryAttention as VARSRotaryAttention  # noqa: E402
 from vars_ode.saving import LoadReport as LoadReport  # noqa: E402
+from vars_ode.saving import list_pretrained as list_pretrained  # noqa: E402
 from vars_ode.saving import load_checkpoint as load_checkpoint  # noqa: E402
 from vars_ode.saving import load_pretrained as load_pretrained  # noqa: E402
 from vars_ode.saving import save_checkpoint as save_checkpoint  # noqa: E402
@@ -100,6 +101,7 @@ __all__ = [
     "dictionaries",
     "energy",
     "kkt_residual",
+    "list_pretrained",
     "load_checkpoint",
     "load_pretrained",
     "models",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,35 @@ class Difference:
     images: int
 
 
+def bootstrap(
+    ours: int, theirs: int, images: int, resamples: int = 2000, seed: int = 0
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
+    """Resamples of seeds and images, both with replacement: (our seeds, their seeds, weights of the images, sum 1).
+
+    Seeds are the same for both where both have as many, and drawn independently where they have not.
+
+    Args:
+        ours, theirs: numbers of seeds.
+        images: how many.
+        resamples: how many.
+        seed: of the resampling.
+    """
+    random = np.random.default_rng(seed)
+    for _ in range(resamples):
+        of_a = random.integers(ours, size=ours)
+        of_b = of_a if ours == theirs else random.integers(theirs, size=theirs)
+        yield of_a, of_b, np.bincount(random.integers(images, size=images), minlength=images) / images
+
+
 def paired_difference(
-    ours: ArrayLike, theirs: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    ours: ArrayLike,
+    theirs: ArrayLike,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    *,
+    our_weights: ArrayLike | None = None,
+    their_weights: ArrayLike | None = None,
 ) -> Difference:
     """The difference of two models' scores, with a percentile bootstrap interval (Efron and Tibshirani 1993).
 
@@ -86,6 +113,8 @@ def paired_difference(
         confidence: of the interval.
         resamples: how many.
         seed: of the resampling.
+        our_weights, their_weights: what each score counts, (seeds, images), such as 1 for the images that a model
+            recognises when they are clean; the same for all by default.
 
     Raises:
         ValueError: other shapes, or no images.
@@ -95,19 +124,25 @@ def paired_difference(
         raise ValueError(
             f"expected two tables (seeds, images) of scores on the same images, got {a.shape} and {b.shape}"
         )
-    random = np.random.default_rng(seed)
     images = a.shape[1]
+    counts_a = np.ones_like(a) if our_weights is None else np.atleast_2d(np.asarray(our_weights, float))
+    counts_b = np.ones_like(b) if their_weights is None else np.atleast_2d(np.asarray(their_weights, float))
     found = np.empty(resamples)
-    for i in range(resamples):
-        of_a = random.integers(len(a), size=len(a))
-        of_b = of_a if len(a) == len(b) else random.integers(len(b), size=len(b))
-        weights = np.bincount(random.integers(images, size=images), minlength=images) / images
-        found[i] = weights @ (a[of_a].mean(0) - b[of_b].mean(0))
+    for i, (of_a, of_b, weights) in enumerate(bootstrap(len(a), len(b), images, resamples, seed)):
+        found[i] = _weighted(a[of_a], counts_a[of_a], weights) - _weighted(b[of_b], counts_b[of_b], weights)
     tail = (1 - confidence) / 2
     low, high = np.quantile(found, (tail, 1 - tail))
     p = 2 * min((found <= 0).mean(), (found >= 0).mean())
     clipped = float(min(max(p, 1 / resamples), 1.0))
-    return Difference(float(a.mean() - b.mean()), float(low), float(high), clipped, min(len(a), len(b)), images)
+    whole = np.full(images, 1 / images)
+    mean = float(_weighted(a, counts_a, whole) - _weighted(b, counts_b, whole))
+    return Difference(mean, float(low), float(high), clipped, min(len(a), len(b)), images)
+
+
+def _weighted(scores: NDArray[np.float64], counts: NDArray[np.float64], images: NDArray[np.float64]) -> float:
+    """The mean of scores (seeds, images), each counted so often; 0 where none counts."""
+    total = float(images @ counts.mean(0))
+    return float(images @ (scores * counts).mean(0)) / total if total else 0.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -14,8 +14,17 @@ from vars_ode.checkpoints import CheckpointError
 from vars_ode.data import Preprocessing, labelled_pictures, pictures_for
 from vars_ode.models import available_attentions, layer_inputs
 from vars_ode.representation import tensor_repr
-from vars_ode.saving import has_description, load_checkpoint, num_classes_of
+from vars_ode.saving import (
+    found_at,
+    has_description,
+    list_pretrained,
+    load_checkpoint,
+    num_classes_of,
+    pretrained_folder,
+)
 
+SHOWN = "fashion-mnist/vars-sd-coupling"
+"""The model that is looked at where none is named: trained, and with an energy, which a learned factor has not."""
 DEFAULT_ATTENTION = "vars-sd-dictionary"
 
 
@@ -40,7 +49,8 @@ def find_subject(
     Args:
         name: a model of timm's, or an attention's name for the small model with it; None for what `checkpoint` holds.
         attention: of a model of timm's; "vars-sd-dictionary" by default.
-        checkpoint: a folder or file that was saved, which tells its model; or a state dict alone, which takes a name.
+        checkpoint: a folder or file that was saved, which tells its model; a name out of `vars_ode.list_pretrained`; or
+            a state dict alone, which takes a name. Without all three it is the trained `SHOWN`.
         image: a picture; None for embedded ones.
         count: how many of the embedded ones.
         seed: of random weights.
@@ -49,11 +59,13 @@ def find_subject(
         ValueError: a name, file or combination that gives no VARS model.
     """
     torch.manual_seed(seed)
+    if checkpoint is None and name is None and attention is None:
+        checkpoint = pretrained_folder(SHOWN)  # None where a model is being made that is to come with the package
     if checkpoint is None:
         spec = _spec(name, attention)
         model, weights, shown = spec.build(), "random weights", f"{spec.model} with {spec.attention}"
     else:
-        model, weights = _load(checkpoint, name, attention), f"weights of {checkpoint.name}"
+        model, weights = _load(checkpoint, name, attention), f"weights of {found_at(checkpoint).name}"
         shown = _shown(model)
     model.eval()
     preprocessing = Preprocessing.of(model)
@@ -75,7 +87,7 @@ def find_classifier(checkpoint: Path, source: str, count: int | None) -> Classif
     """Load a trained model, and the pictures that it is to be measured on.
 
     Args:
-        checkpoint: a folder or file that was saved, which tells its model.
+        checkpoint: a folder or file that was saved, which tells its model, or a name out of `list_pretrained`.
         source: of the pictures, as for `vars_ode.data.labelled_pictures`.
         count: how many of them; all by default.
 
@@ -92,7 +104,7 @@ def load_model(checkpoint: Path) -> tuple[str, nn.Module]:
     """A saved model in evaluation mode, and what it is called.
 
     Args:
-        checkpoint: a folder or file that was saved, which tells its model.
+        checkpoint: a folder or file that was saved, which tells its model, or a name out of `list_pretrained`.
 
     Raises:
         ValueError: it cannot be used; the message says why.
@@ -103,8 +115,12 @@ def load_model(checkpoint: Path) -> tuple[str, nn.Module]:
 
 def _load(checkpoint: Path, name: str | None, attention: str | None) -> nn.Module:
     """The model that a file or folder describes, or the named one filled with a state dict that describes none."""
+    checkpoint = found_at(checkpoint)
     if not checkpoint.exists():
-        raise ValueError(f"there is no checkpoint {checkpoint}")
+        known = ", ".join(list_pretrained())
+        raise ValueError(
+            f"there is no checkpoint {checkpoint}; models that come with the package are {known or 'none'}"
+        )
     named = name is not None or attention is not None
     try:
         described = has_description(checkpoint)

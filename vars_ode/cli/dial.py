@@ -10,10 +10,15 @@ from vars_ode.cli.common import refusals
 
 def dial(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A saved model: a folder of save_pretrained, such as a run of the demo, or a file.")
+        Path,
+        typer.Argument(
+            help="A saved model: a folder of save_pretrained, such as a run of the demo, or a file; or one that comes "
+            "with the package, such as fashion-mnist/vars-sd-factor."
+        ),
     ],
     data: Annotated[
-        str, typer.Option(help="fashion-mnist (embedded), or a folder with one subfolder of pictures per class.")
+        str,
+        typer.Option(help="fashion-mnist or digits (embedded), or a folder with one subfolder of pictures per class."),
     ] = "fashion-mnist",
     solvers: Annotated[
         str,

@@ -21,8 +21,8 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            help="The clean images: fashion-mnist (embedded); a folder with one subfolder of pictures per class, or "
-            "with test/ or val/ in it; or a data set of timm's name, such as torch/cifar10."
+            help="The clean images: fashion-mnist or digits (embedded); a folder with a subfolder of pictures per "
+            "class, or with test/ or val/ in it; or a data set of timm's name, such as torch/cifar10."
         ),
     ] = "fashion-mnist",
     data_dir: Annotated[

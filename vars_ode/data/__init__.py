@@ -18,7 +18,9 @@ from vars_ode.data.evaluation_sets import readable as readable
 from vars_ode.data.evaluation_sets import spread as spread
 from vars_ode.data.fashion_mnist import EMBEDDED as EMBEDDED
 from vars_ode.data.fashion_mnist import FASHION_MNIST_CLASSES as FASHION_MNIST_CLASSES
+from vars_ode.data.fashion_mnist import FULL as FULL
 from vars_ode.data.fashion_mnist import fashion_mnist as fashion_mnist
+from vars_ode.data.fashion_mnist import full_fashion_mnist as full_fashion_mnist
 from vars_ode.data.labelled import labelled_pictures as labelled_pictures
 from vars_ode.data.pictures import fitted as fitted
 from vars_ode.data.pictures import pictures_for as pictures_for

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 import solvers
 from vars_ode.data.digits import DIGITS, digits
-from vars_ode.data.fashion_mnist import EMBEDDED, FASHION_MNIST_CLASSES, fashion_mnist
+from vars_ode.data.fashion_mnist import EMBEDDED, FASHION_MNIST_CLASSES, FULL, fashion_mnist, full_fashion_mnist
 
 __all__ = ["EMBEDDED_SETS", "EmbeddedSet", "embedded_set"]
 
@@ -31,6 +31,7 @@ class EmbeddedSet:
 
 EMBEDDED_SETS = {
     EMBEDDED: EmbeddedSet(fashion_mnist, FASHION_MNIST_CLASSES, mirrors=True),
+    FULL: EmbeddedSet(full_fashion_mnist, FASHION_MNIST_CLASSES, mirrors=True),
     DIGITS: EmbeddedSet(digits, tuple("0123456789"), mirrors=False),
 }
 """Name -> data set: a new one enters by a line."""

@@ -2,21 +2,32 @@
 
 Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747) shows articles of clothing as 28 x 28 grey images in ten
 classes. The subset holds 5,000 images of its training set and 1,000 of its test set; see ``FASHION_MNIST_LICENSE``
-(MIT) beside this file.
+(MIT) beside this file. All 70,000 images are read where Debian's package dataset-fashion-mnist is installed.
 """
 
+from __future__ import annotations
+
+import gzip
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
 import solvers
 
-__all__ = ["EMBEDDED", "FASHION_MNIST_CLASSES", "fashion_mnist"]
+__all__ = ["EMBEDDED", "FASHION_MNIST_CLASSES", "FULL", "fashion_mnist", "full_fashion_mnist"]
 
 EMBEDDED = "fashion-mnist"
 """The name of this data set where one is asked for by name."""
+FULL = "fashion-mnist-full"
+"""That of all the images."""
+
+PACKAGE = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package has them."""
+_FILES = {"train": "train", "test": "t10k"}
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -55,3 +66,39 @@ def fashion_mnist(split: str = "train") -> TensorDataset:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
     # A true division, not a product with 1/255, which would put some grey values one rounding off.
     return TensorDataset(torch.from_numpy(images).unsqueeze(1).float() / 255, torch.from_numpy(labels).long())
+
+
+def full_fashion_mnist(split: str = "train") -> TensorDataset:
+    """All of Fashion-MNIST, from the files of Debian's package dataset-fashion-mnist.
+
+    Args:
+        split: ``"train"`` (N = 60,000) or ``"test"`` (N = 10,000).
+
+    Returns:
+        As `fashion_mnist`.
+
+    Raises:
+        ValueError: for another split, where the package is not installed, or where its files are damaged.
+    """
+    solvers.checks.one_of("split", split, _SPLITS)
+    images = _idx(PACKAGE / f"{_FILES[split]}-images-idx3-ubyte.gz", 3)
+    labels = _idx(PACKAGE / f"{_FILES[split]}-labels-idx1-ubyte.gz", 1)
+    return TensorDataset(torch.from_numpy(images).unsqueeze(1).float() / 255, torch.from_numpy(labels).long())
+
+
+def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """An array of bytes in the IDX format: 0 0 8 dimensions, the sizes as big-endian int32, the values."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"there is no {path}; install the system package dataset-fashion-mnist, or take the part that is embedded, "
+            f"{EMBEDDED!r}"
+        ) from error
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); install dataset-fashion-mnist again") from error
+    start = 4 + 4 * dimensions
+    shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">i4"))
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != start + int(np.prod(shape)):
+        raise ValueError(f"{path} is no file of {dimensions}-dimensional bytes; install dataset-fashion-mnist again")
+    return np.frombuffer(content[start:], np.uint8).reshape(shape).copy()

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 import solvers
+from solvers.adjoints import Implicit, Truncated
 from vars_ode.layer import ReconstructionLayer
-from vars_ode.models.layers import single_step_limit, with_solver
+from vars_ode.models.layers import single_step_limit, vars_layers, with_solver
 
 SINGLE_STEP = "single-step"
 AT_REST: dict[str, Any] = {"max_steps": 200, "rtol": 1e-3, "atol": 1e-4}
@@ -38,10 +39,16 @@ class Solve:
     def apply(self, model: M) -> M | nn.Module:
         """A copy of the model that shares its weights and is solved like this.
 
+        A solve to a finite time of a model that is differentiated at its equilibrium gets the gradient of its steps.
+
         Raises:
             ValueError: a layer cannot be, or there is none.
         """
-        return single_step_limit(model) if self.settings is None else with_solver(model, **self.settings)
+        if self.settings is None:
+            return single_step_limit(model)
+        at_rest = any(isinstance(layer.adjoint, Implicit | Truncated) for layer in vars_layers(model).values())
+        adjoint = {"adjoint": "direct"} if at_rest and "t1" in self.settings else {}
+        return with_solver(model, **self.settings, **adjoint)
 
     def unstable_on(self, layer: ReconstructionLayer) -> bool:
         """Whether theory calls the step too long for a layer that has this solver set already.

@@ -143,9 +143,9 @@ def _attack_settings(results: Results) -> str:
     if not math.isfinite(eps):
         return ""
     text = f"each pixel, from 0 to 1, may change by {eps:.4g}, or {255 * eps:.3g}/255"
-    if any(attack.name == "pgd" for attack in results.attacks):
-        steps, share = results.settings.get("attack_steps", "?"), number(results.settings.get("attack_step"))
-        text += f"; PGD takes {steps} steps of {share * eps:.3g} from a random start within that"
+    steps, share = (number(results.settings.get(name)) for name in ("attack_steps", "attack_step"))
+    if math.isfinite(steps * share) and any(attack.name == "pgd" for attack in results.attacks):
+        text += f"; PGD takes {steps:g} steps of {share * eps:.3g} from a random start within that"
     return f" ({text})"
 
 

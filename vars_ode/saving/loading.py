@@ -16,6 +16,7 @@ from vars_ode.checkpoints.recognition import Recognition, recognise
 from vars_ode.models import RobustVisionTransformer
 from vars_ode.models.reading import unused_options
 from vars_ode.saving.describing import build, fill, restore, spec_of
+from vars_ode.saving.shipped import list_pretrained, pretrained_folder
 
 _LEAVE_OUT = "leave model= out to have the model built that the file belongs to"
 _LAYOUTS = {
@@ -75,16 +76,20 @@ def load_pretrained(path: str | os.PathLike[str]) -> nn.Module:
     executed. A solver, adjoint or dictionary of your own must be registered under its name before.
 
     Args:
-        path: the folder, or the model.safetensors or config.json in it.
+        path: the folder, or the model.safetensors or config.json in it; or a name out of `list_pretrained`, of a model
+            that comes with the package. A folder of that name goes first.
 
     Raises:
-        FileNotFoundError: there is no such folder or file.
+        FileNotFoundError: there is no such folder, file or model.
         CheckpointError: (a ValueError) a file is missing, damaged, of another version, or describes a model that cannot
             be built here.
     """
-    path = Path(path)
+    path = found_at(path)
     if not path.exists():
-        raise FileNotFoundError(f"there is no file or folder {str(path)!r} to load a model from")
+        raise FileNotFoundError(
+            f"there is no file or folder {str(path)!r} to load a model from, and the models that come with the "
+            f"package are {', '.join(list_pretrained()) or 'none'}"
+        )
     if not path.is_dir() and path.name not in (folder.WEIGHTS, folder.CONFIG):
         raise CheckpointError(
             f"{path} is neither a folder of save_pretrained nor the {folder.WEIGHTS} or {folder.CONFIG} in one; other "
@@ -93,6 +98,12 @@ def load_pretrained(path: str | os.PathLike[str]) -> nn.Module:
     place = path if path.is_dir() else path.parent
     description, state = folder.read(place)
     return restore(description, state, str(place / folder.CONFIG))
+
+
+def found_at(path: str | os.PathLike[str]) -> Path:
+    """A path as it is; or, where there is nothing, the folder of the model of this name in the package."""
+    path = Path(path)
+    return path if path.exists() else pretrained_folder(path) or path
 
 
 def load_checkpoint(

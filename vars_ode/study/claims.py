@@ -105,7 +105,9 @@ def measure_gap(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
         for time in TIMES:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", solvers.SolverWarning)
-                solved = with_solver(model, solvers.Euler(dt=1.0), t1=float(time), sparsity=sparsity, until=False)
+                solved = with_solver(
+                    model, solvers.Euler(dt=1.0), t1=float(time), sparsity=sparsity, until=False, adjoint="direct"
+                )
                 gap = single_step_gap(solved, images[:GAP_PICTURES])
             values = {
                 name: float(getattr(gap, name).nanmean())

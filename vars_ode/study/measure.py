@@ -139,7 +139,7 @@ def measure_traces(model: nn.Module, data: TensorDataset, progress: Progress) ->
 
 def at_horizon(layer: ReconstructionLayer, t1: float) -> ReconstructionLayer:
     """A copy of the layer with another horizon, in Euler steps of dt = 1; parameters are shared."""
-    return with_solver(layer, solvers.Euler(dt=1.0), t1=float(t1), until=False)
+    return with_solver(layer, solvers.Euler(dt=1.0), t1=float(t1), until=False, adjoint="direct")
 
 
 def _along_solve(layer: ReconstructionLayer, tokens: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 import solvers
 from vars_ode.building import SMALL_MODEL, ModelSpec
-from vars_ode.data import EMBEDDED, Preprocessing, embedded_set, spread
+from vars_ode.data import EMBEDDED, FULL, Preprocessing, embedded_set, spread
 from vars_ode.models import named_attention, parse_solves, training_settings
 from vars_ode.training import Augmentation, Horizon, Recipe, augmentation_of, parse_horizon
 
@@ -50,7 +50,7 @@ class Plan:
 
     Args:
         recipe: how each model is trained.
-        data: an embedded set, "fashion-mnist" or "digits".
+        data: a name out of `vars_ode.data.EMBEDDED_SETS`.
         model: a model of timm's, built with each attention.
         model_options: its keyword arguments.
         solver: with which the VARS models are trained, as `vars_ode.models.parse_solves` reads it.
@@ -131,8 +131,8 @@ class Plan:
                 parse_solves(solves)
         for rate in self.learning_rates:
             solvers.checks.positive_number("learning_rates", rate)
-        if self.objects and self.data != EMBEDDED:
-            raise ValueError(f"objects have masks in {EMBEDDED!r} alone, got data={self.data!r}")
+        if self.objects and self.data not in (EMBEDDED, FULL):
+            raise ValueError(f"objects have masks in {EMBEDDED!r} and {FULL!r} alone, got data={self.data!r}")
         if self.learning_rates and not self.validation_images:
             raise ValueError("learning rates are chosen on validation images; give validation_images too")
         for name in self.arms:

@@ -1,5 +1,6 @@
 """One thread and one seed for every test: results do not depend on the machine's cores or on the order of the tests."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of what tests start, and of NumPy's BLAS; before any of them loads
@@ -8,6 +9,12 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """The libraries and the tests stay for good: collections of garbage need not look through them again each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,7 @@ def test_block_runs(block: str) -> None:
 
 
 def ready_to_train(arguments: list[str]) -> list[str]:
-    """Pictures and files where a command supposes them; small pictures, as the command trains."""
+    """Pictures and files where a command supposes them; small pictures and few blocks, as the command trains."""
     image_folder(Path("imagenet/train"), per_class=2, mode="RGB")
     image_folder(Path("imagenet/val"), per_class=1, mode="RGB")
     for option in ("--config", "--init"):
@@ -88,7 +88,10 @@ def ready_to_train(arguments: list[str]) -> list[str]:
                 spec = vars_ode.ModelSpec("vit_tiny_patch16_224", "vars-softmax", model_options={"depth": 1})
                 vars_ode.save_pretrained(spec.build(), given)
             else:
-                given.write_text("{model: rvt_tiny, data: imagenet}")
+                given.write_text("{model: rvt_tiny, data: imagenet, model_kwargs: {depths: [1, 1]}}")
+    if "--model" in arguments and "--model-kwargs" not in arguments:
+        rvt = arguments[arguments.index("--model") + 1].startswith("rvt")
+        arguments = [*arguments, "--model-kwargs", "depths=[1,1]" if rvt else "depth=1"]
     return arguments if "--img-size" in arguments else [*arguments, "--img-size", "32"]
 
 

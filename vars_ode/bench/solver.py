@@ -52,7 +52,7 @@ def solver(repeats: int = 100, adaptive_repeats: int = 15) -> list[SolverRow]:
     waits for it.
     """
     fixed = [_fixed_row(*size, repeats) for size in SIZES]
-    return [*fixed, *(_adaptive_row(name, *size, adaptive_repeats) for size in SIZES for name in _HAVE)]
+    return [*fixed, *(row for size in SIZES for row in _adaptive_rows(size, adaptive_repeats))]
 
 
 def _problem(problems: int, templates: int, width: int) -> tuple[Tensor, ReconstructionArgs]:
@@ -93,17 +93,22 @@ def _backward(run: Callable[..., Tensor], y0: Tensor, args: ReconstructionArgs) 
     torch.autograd.grad(run(y0, args).square().sum(), (args.drive, args.dense_gram))
 
 
-def _adaptive_row(name: str, problems: int, templates: int, width: int, repeats: int) -> SolverRow:
-    y0, args = _problem(problems, templates, width)
+def _adaptive_rows(size: tuple[int, int, int], repeats: int) -> list[SolverRow]:
+    y0, args = _problem(*size)
+    with torch.no_grad():
+        end = _reference(y0, args)
+        return [_adaptive_row(name, size, y0, args, end, repeats) for name in _HAVE]
+
+
+def _adaptive_row(
+    name: str, size: tuple[int, int, int], y0: Tensor, args: ReconstructionArgs, end: Tensor, repeats: int
+) -> SolverRow:
     chosen = solvers.get(name, rtol=RTOL, atol=ATOL)
     runs: dict[str, Callable[[], Tensor]] = {"solve": lambda: solvers.solve(ProximalFlow(), y0, END, chosen, args).y1}
     runs |= {library: partial(_LIBRARIES[library], name, y0, args) for library in _HAVE[name]}
-    with torch.no_grad():
-        end = _reference(y0, args)
-        errors = {run: _error(call(), end) for run, call in runs.items()}  # which warms up
-        times = dict(zip(runs, _medians(list(runs.values()), repeats), strict=True))
+    errors = {run: _error(call(), end) for run, call in runs.items()}  # which warms up
+    times = dict(zip(runs, _medians(list(runs.values()), repeats), strict=True))
     best = min(_HAVE[name], key=times.__getitem__)
-    size = (problems, templates, width)
     ratio = times["solve"] / times[best]
     return SolverRow(
         name,

@@ -127,7 +127,9 @@ class Bookkeeping:
         }
         stats = {name: torch.from_numpy(count).to(y1.device) for name, count in counts.items()}
         stats["residual"] = torch.from_numpy(self.residual).to(y1.dtype).to(y1.device)
-        return Solution(ts=ts, ys=ys, y1=y1, status=torch.from_numpy(self.status).to(y1.device), stats=stats)
+        status = torch.from_numpy(self.status).to(y1.device)
+        # states that are saved inside a step may not be finite where its ends are
+        return finite_or_failed(Solution(ts=ts, ys=ys, y1=y1, status=status, stats=stats))
 
 
 def solution(problem: Problem, progress: Bookkeeping, y0: Tensor, y1: Tensor, saved: dict[float, Tensor]) -> Solution:

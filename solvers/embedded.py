@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers.bookkeeping import Bookkeeping, interior_times, is_trivial, norms, solution, trivial_solution
-from solvers.solution import Solution, Status
+from solvers.solution import Solution
 from solvers.solver import Problem, SegmentedLoop
 from solvers.stages import Stepper
 from solvers.steady_state import max_norm
@@ -197,9 +197,8 @@ class EmbeddedLoop(SegmentedLoop):
         if run is None:
             return trivial_solution(self.problem, y0)
         progress = run.progress
-        size, norm = norms(y1, carry.rate)
+        (norm,) = norms(carry.rate)
         progress.residual = np.where(np.isfinite(progress.residual), norm, progress.residual)
-        progress.status = np.where(np.isfinite(size), progress.status, int(Status.NONFINITE))
         if self.problem.save_at is None:
             return solution(self.problem, progress, y0, y1, {})
         positions = len(run.times) if self.problem.save_at != "steps" else 1 + int(progress.num_accepted.max())

@@ -12,7 +12,6 @@ from solvers.adaptive import AdaptiveSolver
 from solvers.bookkeeping import (
     Bookkeeping,
     check_horizon,
-    finite_or_failed,
     interior_times,
     is_trivial,
     last_time,
@@ -93,12 +92,12 @@ class ScipyLoop(Loop):
         y1 = torch.stack([sample.tensor(sample.y) for sample in samples])
         if problem.save_at == "steps":
             ts, ys = _padded([sample.steps for sample in samples], y0)
-            return finite_or_failed(progress.solution(ts, ys, y1))
+            return progress.solution(ts, ys, y1)
         saved = {
             t: torch.stack([sample.tensor(sample.saved.get(t, sample.y)) for sample in samples])
             for t in interior_times(problem)
         }
-        return finite_or_failed(solution(problem, progress, y0, y1, saved))  # float64 holds more than y0's type
+        return solution(problem, progress, y0, y1, saved)
 
     def _refuse_gradients(self, y0: Tensor, args: Any) -> None:
         t0 = torch.tensor(self.problem.t0, dtype=y0.dtype, device=y0.device)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"solvers"}),
     frozenset({"fields", "grams", "rates", "masks", "fourier", "grids", "representation", "statistics"})
-    | frozenset({"plotting", "measuring", "files", "environment", "configured", "weight_decay", "folding"}),
+    | frozenset({"plotting", "measuring", "files", "_version", "environment", "configured", "weight_decay", "folding"}),
     frozenset({"dictionaries"}),
     frozenset({"layer"}),
     frozenset({"learned"}),

@@ -218,3 +218,16 @@ def test_benchmark_runs() -> None:
     rows = vars_s(batch=1, grid=(4, 4), channels=4, repeats=1)
     assert [row.part for row in rows] == ["product per frequency", "Gram, with transforms", "three steps"]
     assert all(row.applied_ms > 0 and row.einsum_ms > 0 and row.matmul_ms > 0 for row in rows)
+
+
+@pytest.mark.parametrize("context", [{"is_causal": True}, {"attn_mask": torch.ones(2, 1, 1, 20, dtype=torch.bool)}])
+@pytest.mark.parametrize("method", ["forward", "problem", "solve", "energy", "kkt_residual", "attention_map"])
+def test_masks_are_refused(method: str, context: dict[str, object]) -> None:
+    layer, tokens = layer_and_tokens()
+    with pytest.raises(ValueError, match="no mask can be applied"):
+        getattr(layer, method)(tokens, **context)
+
+
+def test_a_sparsity_too_small_for_the_weights_to_follow() -> None:
+    layer = VARSConvAttention(6, grid=(4, 5), sparsity=5e-324)
+    assert layer.v.weight.std() > 0.1

@@ -392,14 +392,17 @@ def test_wrong_attack_arguments(linear: nn.Module) -> None:
     for wrong in (labels[:1], labels.float(), F.one_hot(labels, 10), [0, 1]):
         with pytest.raises(ValueError, match=r"expected class indices, torch.int64 \(2,\)"):
             fgsm(linear, images, wrong)
-    for eps in (-0.1, float("nan"), float("inf")):
+    for eps in (-0.1, float("nan"), float("inf"), "0.1", None):
         with pytest.raises(ValueError, match="expected a radius"):
             pgd(linear, images, labels, eps=eps)
     with pytest.raises(ValueError, match="step_size=0"):
         pgd(linear, images, labels, step_size=0)
-    for steps in (0, 1.5):
+    for steps in (0, 1.5, float("inf"), float("nan"), "5"):
         with pytest.raises(ValueError, match="num_steps"):
             pgd(linear, images, labels, num_steps=steps)
+    for use in (partial(pgd, linear, images, labels), partial(corrupt, images, "small_gaussian_noise", 1)):
+        with pytest.raises(ValueError, match="expected a whole number as seed, got 'x'"):
+            use(seed="x")
 
 
 # ---------------------------------------------------------------- corruption errors

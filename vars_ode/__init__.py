@@ -15,6 +15,7 @@ check_solvers()
 
 from vars_ode import dictionaries as dictionaries  # noqa: E402
 from vars_ode import models as models  # noqa: E402
+from vars_ode._version import __version__ as __version__  # noqa: E402
 from vars_ode.attention import VARSAttention as VARSAttention  # noqa: E402
 from vars_ode.baselines import PerformerAttention as PerformerAttention  # noqa: E402
 from vars_ode.baselines import PositionScaledAttention as PositionScaledAttention  # noqa: E402
@@ -49,8 +50,6 @@ from vars_ode.saving import save_pretrained as save_pretrained  # noqa: E402
 from vars_ode.weight_decay import no_weight_decay as no_weight_decay  # noqa: E402
 
 logging.getLogger("vars_ode").addHandler(logging.NullHandler())  # silent until the program sets up logging
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vars_ode.comparison import Comparison as Comparison

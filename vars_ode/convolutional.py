@@ -229,7 +229,9 @@ class VARSConvAttention(ReconstructionLayer):
                 nn.init.zeros_(layer.bias)
         if self.initialization == "active":
             # The gain is in V. In the filters it would enter the Gram squared and make S(b; lam) a poor initial state.
-            gain = 2 * self.sparsity / math.sqrt(power / (height * width)) or 1.0
+            gain = 2 * self.sparsity / math.sqrt(power / (height * width))
+            if gain < torch.finfo(torch.float32).tiny:  # no sparsity, or less than weights can follow
+                gain = 1.0
             std = gain * self.v.in_features**-0.5
             nn.init.trunc_normal_(self.v.weight, std=std, a=-2 * std, b=2 * std)
             with torch.no_grad():
@@ -249,8 +251,7 @@ class VARSConvAttention(ReconstructionLayer):
         Returns:
             (batch, tokens, dim).
         """
-        if attn_mask is not None or is_causal:
-            raise ValueError("VARSConvAttention has filters over the whole grid, which no mask can be applied to")
+        _refuse_masks(attn_mask, is_causal)
         grid = self._layout(x, grid)
         if self.training and len(x) * x.shape[1] == 1:
             raise ValueError(
@@ -276,8 +277,9 @@ class VARSConvAttention(ReconstructionLayer):
         return (self.v(x).transpose(1, 2)[..., None],)
 
     def _state_problem(  # type: ignore[override]
-        self, *projected: Tensor, grid: Grid | None = None
+        self, *projected: Tensor, grid: Grid | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> tuple[ReconstructionArgs, ReadOut]:
+        _refuse_masks(attn_mask, is_causal)
         (v,) = projected
         grid = self._grid(v.shape[2], grid)
         v = v.to(torch.promote_types(v.dtype, torch.float32))[..., 0].unflatten(-1, grid)
@@ -328,3 +330,8 @@ class VARSConvAttention(ReconstructionLayer):
         return (
             f"grid={self.grid}, num_filters={self.kernel.shape[1]}, revision={self.revision!r}, {self._settings_repr()}"
         )
+
+
+def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
+    if attn_mask is not None or is_causal:
+        raise ValueError("VARSConvAttention has filters over the whole grid, which no mask can be applied to")

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("vars-ode", "torch", "timm", "torchdiffeq", "torchode", "numpy", "scipy")
+from vars_ode._version import __version__
+
+PACKAGES = ("torch", "timm", "torchdiffeq", "torchode", "numpy", "scipy")
 
 
 def environment() -> dict[str, str]:
     """Versions, system, processor, devices and threads; the commit too, where this is a git checkout."""
     found = {
         "python": platform.python_version(),
+        "vars-ode": __version__,  # an editable install keeps the metadata that it was made with
         **{name: _version(name) for name in PACKAGES},
         "torch": torch.__version__,  # with its build
         "platform": f"{platform.system().lower()} {platform.machine()}",
@@ -31,7 +34,7 @@ def environment() -> dict[str, str]:
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # such as a checkout on PYTHONPATH
+    except metadata.PackageNotFoundError:
         return "not installed"
 
 

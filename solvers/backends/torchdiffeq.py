@@ -148,9 +148,12 @@ class _Run:
         return max(guess if guess > 0 else fallback, 2 * float(smallest_step(self.problem, self.t)))
 
     def norm(self, scaled: Tensor) -> Tensor:
-        """The worst root mean square among active samples; NaN counts as infinite, so that the step is rejected."""
-        norms = _rms(scaled.detach())
-        self.error_ratio = torch.where(norms.isnan(), torch.inf, norms)
+        """The worst root mean square among active samples.
+
+        Infinite, so that the step is rejected, where it is NaN or the state infinite, relative to which any error is 0.
+        """
+        norms, finite = _rms(scaled.detach()), max_norm(self.trial_y).isfinite()
+        self.error_ratio = torch.where(finite & ~norms.isnan(), norms, torch.inf)
         return torch.where(self.active, self.error_ratio, 0.0).max()
 
     def callback_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
@@ -209,13 +212,19 @@ def _rms(y: Tensor) -> Tensor:
 
 
 class _SubStep:
-    """The field for a shorter step to a time that is to be saved: no callbacks. `y` is the state where it ends."""
+    """The field for a shorter step to a time that is to be saved. `y` is the state where it ends.
+
+    No callbacks and no errors: it is one step whatever comes of it, as the longer one was accepted.
+    """
 
     def __init__(self, run: _Run) -> None:
         self._run = run
-        self.norm = run.norm
         self.y = run.y
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.y = y
         return self._run(t, y)
+
+    @staticmethod
+    def norm(scaled: Tensor) -> Tensor:
+        return scaled.new_zeros(())

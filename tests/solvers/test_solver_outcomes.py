@@ -1,5 +1,7 @@
 """What a solve cannot give is a failing status, a warning or one of our errors, never a silent infinity."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -50,7 +52,13 @@ def decay(t: Tensor, y: Tensor, args: Tensor | None) -> Tensor:
 
 decay.natural_step = decay.linear_rate = 1.0  # type: ignore[attr-defined]
 STEPPING = [solvers.RK4(num_steps=3), solvers.Euler(num_steps=3), solvers.ExponentialEuler(num_steps=3)]
+LIBRARIES = [
+    ("dopri5", "torchode"),
+    ("tsit5", "torchode"),
+    *((n, "torchdiffeq") for n in ("bosh3", "dopri5", "dopri8")),
+]
 CONTROLLED = [solvers.get(name, max_steps=20) for name in ("tsit5", "dopri8", "scipy")]
+CONTROLLED += [solvers.get(name, backend=backend, max_steps=20) for name, backend in LIBRARIES]
 
 
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1e39), (0.0, 1e300), (1e300, 0.0), (-3e38, 3e38), (1e39, 1e39 + 1e30)])
@@ -68,6 +76,41 @@ def test_horizons_that_the_type_can_hold(solver: solvers.Solver, t1: float, save
     solution = solvers.solve(decay, torch.ones(1, 1), t1, solver, save_at=save_at)  # type: ignore[arg-type]
     assert solution.ts.isfinite().all()
     assert not solution.success.any() or solution.y1.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "backend"), [*LIBRARIES, *((name, "native") for name in ("tsit5", "dopri8"))])
+@pytest.mark.parametrize("t1", [3e38, -3e38])
+@pytest.mark.parametrize("save_at", [None, "steps", "inside"])
+def test_an_answer_beyond_the_type_of_error_control(name: str, backend: str, t1: float, save_at: str | None) -> None:
+    """With tolerances so wide that every step passes, and an infinite state has an error of 0 relative to itself."""
+    solver = solvers.get(name, backend=backend, rtol=10.0, atol=1e30, max_steps=100)
+    saved: Any = [0.0, 0.5 * t1, t1] if save_at == "inside" else save_at
+    with pytest.warns(solvers.SolverWarning, match="NONFINITE|MAX_STEPS"):
+        solution = solvers.solve(lambda t, y, args: t * torch.ones_like(y), torch.ones(2, 2), t1, solver, save_at=saved)
+    assert not solution.success.any()
+
+
+@pytest.mark.parametrize(("name", "backend"), [*LIBRARIES, ("tsit5", "native"), ("dopri8", "native")])
+def test_states_that_are_saved_inside_a_step_are_finite_or_a_failure(name: str, backend: str) -> None:
+    """Interpolating polynomials have coefficients many times as large as the states at both ends."""
+    solver = solvers.get(name, backend=backend, max_steps=100)
+    y0 = torch.tensor([[3e38], [1.0]])
+    solution = solvers.solve(lambda t, y, args: 1 + 0 * y, y0, 1e-45, solver, save_at=[1e-46, 5e-46], on_failure="nan")
+    assert solution.success[1]
+    assert solution.ys[:, solution.success].isfinite().all()
+
+
+def test_a_saved_state_takes_one_step_of_torchdiffeq_whatever_its_error() -> None:
+    """Rounding makes an error of any step to them a hundred times the tolerance, while the whole step had none."""
+    solver = solvers.Dopri5(backend="torchdiffeq", rtol=0.0, atol=1e-30, max_steps=50)
+    times = [1e8, 1e8 + 0.1, 1e8 + 0.5, 1e8 + 1]
+    solution = solvers.solve(steep, torch.ones(2, 2), times[-1], solver, t0=times[0], save_at=times)
+    assert solution.success.all()
+    torch.testing.assert_close(solution.ys[:, 0, 0], torch.tensor([1.0, 1e29, 5e29, 1e30]), rtol=1e-5, atol=0.0)
+
+
+def steep(t: Tensor, y: Tensor, args: None) -> Tensor:
+    return 1e30 * torch.ones_like(y)
 
 
 def test_an_open_end_needs_a_moderate_start() -> None:

@@ -2,11 +2,11 @@
 
 import signal
 import threading
-from importlib import metadata
 from typing import Annotated
 
 import typer
 
+from vars_ode._version import __version__
 from vars_ode.cli.bench import bench
 from vars_ode.cli.convergence import convergence
 from vars_ode.cli.conversion import convert, models
@@ -24,7 +24,7 @@ for command in (info, demo, study, train, evaluate, report, dial, convergence, c
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"vars-ode {metadata.version('vars-ode')}")
+        typer.echo(f"vars-ode {__version__}")
         raise typer.Exit
 
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from vars_ode.data import DIGITS, EMBEDDED, FULL
 from vars_ode.report import page
 from vars_ode.report.plot_style import Plot
 from vars_ode.report.plots import draw_plots
@@ -27,7 +28,16 @@ from vars_ode.report.statements import (
     variant_statements,
 )
 from vars_ode.statistics import Spread
-from vars_ode.study.records import BASELINE, Condition, Results, SolverPoint, number, read_results, readable
+from vars_ode.study.records import (
+    BASELINE,
+    Condition,
+    Results,
+    SolverPoint,
+    in_capitals,
+    number,
+    read_results,
+    readable,
+)
 
 TITLE = "Attention as sparse reconstruction: vision transformers compared"
 
@@ -67,6 +77,11 @@ GLOSSARY = {
     "Seed": "The number that fixes the random parts of a training. Training with several seeds shows how much of a "
     "difference is due to chance.",
 }
+DATA = {
+    EMBEDDED: "Fashion-MNIST, 28 x 28 grey pictures of ten kinds of clothing",
+    FULL: "Fashion-MNIST, 28 x 28 grey pictures of ten kinds of clothing",
+    DIGITS: "scikit-learn's digits, handwritten ones of 16 x 16 grey values",
+}
 
 
 def write_report(folder: Path) -> Path:
@@ -92,7 +107,9 @@ def write_report(folder: Path) -> Path:
         "Glossary": page.definitions(GLOSSARY),
     }
     started = results.details.get("started")
-    kicker = "vars-ode demo" + (f", started {started}" if started else "")
+    kicker = f"vars-ode {'study' if results.settings.get('arms') else 'demo'}" + (
+        f", started {started}" if started else ""
+    )
     path = folder / "report.html"
     path.write_text(page.page(TITLE, kicker, sections), encoding="utf-8")
     return path
@@ -126,12 +143,14 @@ def _introduction(results: Results) -> str:
         levels = listing([str(severity) for severity in severities])
         tests.append(f"on images under corruptions of severity {levels}")
     if results.attacks:
-        attacks = listing(sorted(attack.name.upper() for attack in results.attacks))
+        attacks = listing(sorted(in_capitals(attack.name) for attack in results.attacks))
         tests.append(f"against attacks that know the model: {attacks}{_attack_settings(results)}")
+    apart = bool(results.settings.get("arms"))
+    differing = "their attention, and in what the settings below say of each" if apart else "their attention alone"
     models = (
         f"Small vision transformers{f' ({listing(names)})' if names else ''} were trained on the same part of "
-        "Fashion-MNIST, 28 x 28 grey pictures of ten kinds of clothing. They differ in their attention alone. Each was "
-        f"then tested {'; '.join(tests)}."
+        f"{DATA.get(str(results.settings.get('data')), DATA[EMBEDDED])}. They differ in {differing}. "
+        f"Each was then tested {'; '.join(tests)}."
     )
     if any(results.sweep(name) for name in results.variants):
         models += " Lastly the trained VARS models were tested again, without retraining, with other solvers."
@@ -321,7 +340,7 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if math.isfinite(value) else DASH
     if isinstance(value, (list, tuple)):
-        return ", ".join(_value(item) for item in value)
+        return ", ".join(_value(item) for item in value) or DASH
     if isinstance(value, dict):
         return "; ".join(f"{key}: {_value(item)}" for key, item in value.items()) or DASH
     return DASH if value is None else str(value)

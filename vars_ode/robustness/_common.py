@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -86,10 +87,16 @@ def did_you_mean(name: object, names: Mapping[str, str]) -> str:
 
 def check_attack(caller: str, eps: float, step_size: float = 1.0, **counts: float) -> None:
     """Refuses a radius, a step size or numbers of steps that are none, with a ValueError."""
-    if not (math.isfinite(eps) and eps >= 0):
+    if not (_is_finite(eps) and eps >= 0):
         raise ValueError(f"{caller} got eps={eps!r}; expected a radius >= 0 on the [0, 1] scale, such as 1/255.")
-    if not (math.isfinite(step_size) and step_size > 0):
+    if not (_is_finite(step_size) and step_size > 0):
         raise ValueError(f"{caller} got step_size={step_size!r}; expected a positive length, such as eps / 2.")
     for name, count in counts.items():
-        if count != int(count) or count < 1:
+        if not _is_finite(count) or count != int(count) or count < 1:
             raise ValueError(f"{caller} got {name}={count!r}; expected an integer of at least 1.")
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is one number, and neither infinite nor NaN."""
+    is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]

@@ -21,7 +21,10 @@ def image_generator(seed: int, condition: str, severity: int, index: int) -> Gen
     probability 2**-32, and never systematically, as sums such as seed + index would.
     """
     # The repr keeps ("a", 11) and ("a1", 1) apart. Python's hash() would not do: it changes from process to process.
-    key = repr((operator.index(seed), str(condition), int(severity), int(index))).encode()
+    try:
+        key = repr((operator.index(seed), str(condition), int(severity), int(index))).encode()
+    except TypeError:
+        raise ValueError(f"expected a whole number as seed, got {seed!r}") from None
     return Generator().manual_seed(int.from_bytes(blake2b(key, digest_size=8).digest(), "little"))
 
 

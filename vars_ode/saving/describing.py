@@ -1,7 +1,6 @@
 """What is stored of a model beside its weights, and the model that it builds again."""
 
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from timm.models._pretrained import filter_pretrained_cfg
 from torch import Tensor, nn
 
 import solvers
+from vars_ode._version import __version__
 from vars_ode.building import ModelSpec
 from vars_ode.checkpoints.files import CheckpointError
 from vars_ode.checkpoints.filling import check_fit, share_parameters, shared_parameters
@@ -28,11 +28,6 @@ _BY_CLASS = {  # the entry points whose defaults are those of the class
 }
 
 
-def version() -> str:
-    """Of this library, as it is installed."""
-    return metadata.version("vars-ode")
-
-
 def describe(model: nn.Module) -> dict[str, Any]:
     """A model in JSON's types: versions, `ModelSpec`, which parameters are shared, timm's data configuration.
 
@@ -43,7 +38,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     data = _data_config(model)
     return {
         "format_version": FORMAT_VERSION,
-        "version": version(),
+        "version": __version__,
         "spec": spec.as_dict(),
         "shared": shared_parameters(model),
         "pretrained_cfg": None if data is None else encode(data, "pretrained_cfg"),
@@ -64,7 +59,7 @@ def spec_of(description: Mapping[str, Any], where: str) -> ModelSpec:
     found = description.get("format_version")
     if found != FORMAT_VERSION or isinstance(found, bool):
         raise CheckpointError(
-            f"{where} is of format version {found!r}, and vars-ode {version()} reads {FORMAT_VERSION}; "
+            f"{where} is of format version {found!r}, and vars-ode {__version__} reads {FORMAT_VERSION}; "
             f"it was written by vars-ode {description.get('version')!r}, so install that"
         )
     try:

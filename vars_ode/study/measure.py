@@ -48,6 +48,7 @@ def evaluation_settings(plan: Plan) -> dict[str, EvaluationSettings]:
         queries=plan.queries,
         draws=0,
         transfer=plan.transfer or None,
+        transfer_adjoints=(),  # the implicit gradient costs tens of times the others
     )
     if plan.attack_images is None or not plan.attacks:
         return {EVALUATION: shared}

@@ -130,8 +130,17 @@ class Results:
         return list(dict.fromkeys(condition for condition in measured if condition != CLEAN))
 
     @property
-    def corrupted_conditions(self) -> list[Condition]:
+    def _graded(self) -> list[Condition]:
         return list(dict.fromkeys(row.condition for row in self.trained_rows() if row.condition.severity > 0))
+
+    @property
+    def shifts(self) -> list[str]:
+        """Those that the plan keeps apart from the corruptions."""
+        return [str(name) for name in self.settings.get("shifts") or ()]
+
+    @property
+    def corrupted_conditions(self) -> list[Condition]:
+        return [condition for condition in self._graded if condition.name not in self.shifts]
 
     @property
     def corruptions(self) -> dict[str, list[Condition]]:
@@ -178,7 +187,9 @@ class Results:
         if not self.rows:
             return {}
         measures = {"clean images": [CLEAN], "mean of corruptions": self.corrupted_conditions}
-        measures |= {attack.name.upper(): [attack] for attack in sorted(self.attacks)}
+        for shift in self.shifts:
+            measures[readable(shift)] = [condition for condition in self._graded if condition.name == shift]
+        measures |= {in_capitals(attack.name): [attack] for attack in sorted(self.attacks)}
         return {name: conditions for name, conditions in measures.items() if conditions}
 
     def sweep_conditions(self, attention: str) -> list[Condition]:
@@ -239,6 +250,11 @@ class Results:
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
+
+
+def in_capitals(attack: str) -> str:
+    """An attack's name for readers: abbreviations in capitals."""
+    return attack.upper() if attack in ("fgsm", "pgd") else attack
 
 
 def readable(name: str) -> str:

@@ -30,7 +30,7 @@ from vars_ode.study.measure import measure_robustness, measure_solvers, measure_
 from vars_ode.study.plan import EXACT, Plan
 from vars_ode.study.progress import Event, Progress, reporter
 from vars_ode.study.workers import end_with_parent
-from vars_ode.training import Training, failures
+from vars_ode.training import DivergedError, Training, failures
 
 RECORD = "settings.json"
 TRAINED = "training.json"
@@ -122,6 +122,7 @@ def run_study(
     try:
         failures = _run_jobs(folder, plan, _selection(plan, attentions), workers)
         study["learning_rates"], undecided = chosen_rates(folder, plan, attentions)
+        failures += [f"{name}: it could be trained with no learning rate of the plan" for name in undecided]
         jobs = [job for job in jobs if job.attention not in undecided]
         failures += _run_jobs(folder, plan, jobs, workers, study["learning_rates"])
     finally:
@@ -182,7 +183,7 @@ def _selection(plan: Plan, attentions: Sequence[str]) -> list[Job]:
 def chosen_rates(folder: Path, plan: Plan, attentions: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Attention -> {"lr": the chosen one, "validation": {lr: accuracy}}, and the attentions for which none was trained.
 
-    A rate whose training failed for some seed is not chosen.
+    A rate whose training failed or diverged for some seed is not chosen.
     """
     chosen: dict[str, Any] = {}
     for name in dict.fromkeys(attentions) if plan.learning_rates else ():
@@ -202,7 +203,8 @@ def chosen_rates(folder: Path, plan: Plan, attentions: Sequence[str]) -> tuple[d
 def _validation(folder: Path, jobs: list[Job]) -> float | None:
     """The mean accuracy on the validation images at the end of trainings; None where one is missing."""
     records = [_trained(folder / job.place) for job in jobs]
-    accuracies = [record["history"][-1]["validation_accuracy"] for record in records if record is not None]
+    finished = [record for record in records if record is not None and "diverged" not in record]
+    accuracies = [record["history"][-1]["validation_accuracy"] for record in finished]
     return sum(accuracies) / len(accuracies) if len(accuracies) == len(jobs) else None
 
 
@@ -268,7 +270,7 @@ def _run(folder: Path, plan: Plan, job: Job, lr: float | None) -> str | None:
         if training is None and job.lr is None and lr is not None:
             training = _from_selection(folder / job._replace(lr=lr).place, target)
         if training is None:
-            training = _train(plan, job, lr, target, report)
+            training = _train_or_diverge(plan, job, lr, target, report)
         if job.lr is not None:
             return None
         model = load_pretrained(target)
@@ -302,6 +304,19 @@ def _from_selection(origin: Path, target: Path) -> dict[str, Any] | None:
     if record is not None:
         shutil.copytree(origin, target, dirs_exist_ok=True)
     return record
+
+
+def _train_or_diverge(plan: Plan, job: Job, lr: float | None, target: Path, report: Any) -> dict[str, Any]:
+    """A learning rate that is too high for an attention is an outcome of the choice and no failure."""
+    try:
+        return _train(plan, job, lr, target, report)
+    except DivergedError as error:
+        if job.lr is None:
+            raise
+        record = {"attention": job.attention, "seed": job.seed, "lr": lr, "diverged": str(error), "warnings": []}
+        target.mkdir(parents=True, exist_ok=True)
+        write_json(target / TRAINED, record)
+        return record
 
 
 def _train(plan: Plan, job: Job, lr: float | None, target: Path, report: Any) -> dict[str, Any]:

@@ -279,9 +279,21 @@ class Training:
             self._mixer.mixup_enabled = not off or update // self._order.updates_per_epoch < off
             with seeded(self.seed, "mixup", update):
                 images, target = self._mixer(images, labels)
-        logits = self._prepared(images)
+        logits = self._logits(images, update)
         check_classes(batch.labels, logits.shape[1])
         return self._loss(logits.float(), target), (logits.detach().argmax(1) == labels).sum()
+
+    def _logits(self, images: Tensor, update: int) -> Tensor:
+        try:
+            logits: Tensor = self._prepared(images)
+        except ValueError as error:  # layers refuse tokens that are not finite, and cannot know why they are not
+            if update == self._first or not bool(images.isfinite().all()):
+                raise
+            raise DivergedError(
+                f"update {update} of epoch {update // self._order.updates_per_epoch} failed after others had passed "
+                f"({error}): lower the learning rate (lr={self.recipe.lr})"
+            ) from error
+        return logits
 
     def _clip(self) -> Tensor:
         """Clip the gradients; their norm before."""

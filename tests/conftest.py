@@ -11,8 +11,12 @@ import torch
 torch.set_num_threads(1)
 
 
-def pytest_collection_finish() -> None:
-    """The libraries and the tests stay for good: collections of garbage need not look through them again each time."""
+@pytest.fixture(autouse=True, scope="module")
+def _what_stays() -> None:
+    """Libraries, tests and what compilers keep stay for good: collections of garbage need not pass over them again.
+
+    Every training ends with such a collection, which takes longer than a small training.
+    """
     gc.collect()
     gc.freeze()
 

@@ -369,13 +369,15 @@ def test_a_study_chooses_learning_rates_on_validation_images(selected: Path) -> 
 
 def test_a_learning_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
     plan = replace(TINY, validation_images=20, learning_rates=(1e-3, 1e30), sweep="", corruptions=())
-    assert run_study(tmp_path / "out", plan, ("vars-d",), seeds=1, workers=1) == []
+    with in_place_of_spawn():
+        assert run_study(tmp_path / "out", plan, ("vars-d",), seeds=1, workers=1) == []
     record = json.loads((tmp_path / "out" / "selection" / "vars-d-seed0-lr1e+30" / "training.json").read_text())
     assert record["diverged"].startswith("update 1 of epoch 0 failed after others had passed")
     chosen = json.loads((tmp_path / "out" / "results.json").read_text())["learning_rates"]["vars-d"]
     assert chosen["lr"] == 1e-3
     assert chosen["validation"]["1e+30"] is None
-    (failure,) = run_study(tmp_path / "none", replace(plan, learning_rates=(1e30,)), ("vars-d",), seeds=1, workers=1)
+    with in_place_of_spawn():
+        (failure,) = run_study(tmp_path / "none", replace(plan, learning_rates=(1e30,)), ("vars-d",), 1, workers=1)
     assert failure == "vars-d: it could be trained with no learning rate of the plan"
 
 

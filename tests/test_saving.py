@@ -26,6 +26,7 @@ import vars_ode
 from vars_ode import CheckpointError, ModelSpec, load_checkpoint, load_pretrained, save_checkpoint, save_pretrained
 from vars_ode.checkpoints import folder as folders
 from vars_ode.checkpoints.checksum import checksum
+from vars_ode.data import fashion_mnist
 from vars_ode.models import vars_layers
 from vars_ode.saving import shipped
 
@@ -782,3 +783,23 @@ def test_models_that_come_with_the_package(tmp_path: Path, monkeypatch: pytest.M
     other = nano()
     save_pretrained(other, tmp_path / "set" / "small")  # a folder of one's own goes first
     assert torch.equal(load_pretrained("set/small")(x), other.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["softmax", "vars-sd-coupling", "vars-sd-factor"])
+def test_the_trained_models_that_come_with_the_package(name: str) -> None:
+    assert f"fashion-mnist/{name}" in vars_ode.list_pretrained()
+    model = load_pretrained(f"fashion-mnist/{name}")
+    images, labels = fashion_mnist("test").tensors
+    with torch.no_grad():
+        share = (model(images[:200]).argmax(1) == labels[:200]).double().mean().item()
+    assert share > 0.7  # trained, and not by chance
+    assert model.training is False
+
+
+def test_the_trained_models_are_small() -> None:
+    folder = Path(vars_ode.__file__).parent / "pretrained"
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 1.5e6
+    for name in vars_ode.list_pretrained():
+        card = (folder / name / "README.md").read_text(encoding="utf-8")
+        assert "| clean |" in card
+        assert "{" not in card.replace("```", "")  # every field is filled in

@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import vars_ode
 from vars_ode.evaluation import read_evaluation
-from vars_ode.evaluation.card import summary_rows
 from vars_ode.study.measure import ATTACKED, EVALUATION
+from vars_ode.study.plan import EXACT
 
+ATTACKS = {"fgsm": "FGSM", "white-box": "PGD", "through rk4@5": "PGD through RK4", "square": "Square"}
 MODELS = ("softmax", "vars-sd-factor", "vars-sd-coupling")
 SEED = 0
 CARD = """---
@@ -64,21 +68,35 @@ def main(study: Path) -> None:
         (target / name / "README.md").write_text(card(name, source, settings), encoding="utf-8")
 
 
-def card(name: str, source: Path, settings: dict[str, object]) -> str:
+def measured(source: Path, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was measured, in words and percent."""
+    found: dict[str, list[float]] = {}
+    for part in (EVALUATION, ATTACKED):
+        for key, outcome in read_evaluation(source / part).outcomes.items():
+            found.setdefault(key.condition, []).append(outcome.accuracy)
+    yield "clean", f"{100 * fmean(found.pop('clean')):.1f} %"
+    corruptions = [accuracy for name in settings["corruptions"] for accuracy in found.pop(name)]
+    yield f"mean of {len(settings['corruptions'])} corruptions, severities 1 to 3", f"{100 * fmean(corruptions):.1f} %"
+    for name, accuracies in found.items():
+        yield ATTACKS.get(name, name.replace("_", " ")), f"{100 * fmean(accuracies):.1f} %"
+
+
+def card(name: str, source: Path, settings: dict[str, Any]) -> str:
     run = json.loads((source / "run.json").read_text(encoding="utf-8"))
-    rows = [row for part in (EVALUATION, ATTACKED) for row in summary_rows(read_evaluation(source / part).summary)]
+    rows = measured(source, settings)
     solved = (
-        "" if run["solver"] == "exact" else f"Its layers are solved by `{run['solver']}`, as they were in the training."
+        f"Its layers are solved by `{run['solver']}`, as they were in the training." if run["solver"] != EXACT else ""
     )
-    return CARD.format(
-        name=name,
-        parameters=run["parameters"],
-        lr=run["lr"],
-        seed=SEED,
-        solved=solved,
-        rows="\n".join(f"| {what} | {value} |" for what, value in rows),
-        **{**settings, "eps": 255 * float(str(settings["eps"]))},
-    )
+    facts = {
+        "name": name,
+        "parameters": run["parameters"],
+        "lr": run["lr"],
+        "seed": SEED,
+        "solved": solved,
+        "rows": "\n".join(f"| {what} | {value} |" for what, value in rows),
+        "eps": 255 * settings["eps"],
+    }
+    return CARD.format(**{**settings, **facts})
 
 
 if __name__ == "__main__":

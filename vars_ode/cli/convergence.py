@@ -13,7 +13,7 @@ def convergence(
         str | None,
         typer.Argument(
             help="A timm model such as vit_tiny_patch16_224 or rvt_tiny, or an attention such as vars-d for the demo's "
-            "small model with it. By default what --checkpoint belongs to, or else the small model.",
+            "small model with it. By default what --checkpoint belongs to.",
             show_default=False,
         ),
     ] = None,
@@ -25,7 +25,8 @@ def convergence(
         Path | None,
         typer.Option(
             help="A saved model: a folder of save_pretrained, such as a run of the demo, or a file; a state dict alone "
-            "needs MODEL and --attention beside it. Random weights by default.",
+            "needs MODEL and --attention beside it; or one that comes with the package, such as "
+            "fashion-mnist/vars-sd-coupling, which is the default. A MODEL alone has random weights.",
             show_default=False,
         ),
     ] = None,

@@ -43,8 +43,8 @@ model = vars_ode.load_pretrained("fashion-mnist/{name}")  # of images in [0, 1],
 ## Training
 
 {train_images:,} images of Fashion-MNIST, {epochs} epochs, AdamW at a learning rate of {lr:g}, seed {seed}; mirrored and
-shifted by up to two pixels. {solved} The plan is `docs/study/fashion-mnist.yaml`; the page on robustness
-has the other seeds.
+shifted by up to two pixels. {solved}
+It is one training of the plan `docs/study/fashion-mnist.yaml`.
 
 ## Measured accuracy
 

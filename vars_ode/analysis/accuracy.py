@@ -136,7 +136,7 @@ class AccuracyBySolver(Measurement):
             style = {"color": COLOURS[i], "marker": MARKERS[i], "mfc": "white", "ms": 6.5, "mew": 1.5}
             xs, ys = [getattr(p, cost) for p in drawn], [100 * getattr(p, column) for p in drawn]
             axes.plot(xs, ys, ls="none", label=literal(name), **style)  # type: ignore[arg-type]
-            for family in families:
+            for family in families if cost == "evaluations" else ():  # times are noisy, and would cross the line
                 line = sorted((x, y) for x, y, p in zip(xs, ys, drawn, strict=True) if _family(p) == family)
                 axes.plot(*zip(*line, strict=True), color=COLOURS[i], lw=1, alpha=0.6)
         log_cost_axis(axes, [getattr(p, cost) for p in drawn])

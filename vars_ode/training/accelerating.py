@@ -31,6 +31,8 @@ def accelerator_for(
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    if recipe.amp and recipe.amp_dtype == "float16" and device == "cpu":
+        raise ValueError("amp_dtype='float16' (fp16) scales the loss on a GPU; on the CPU take 'bfloat16'")
     return Accelerator(
         device_placement=False,  # `fit` trains on the device the model is on
         mixed_precision=PRECISIONS[recipe.amp_dtype] if recipe.amp else "no",

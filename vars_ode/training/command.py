@@ -73,14 +73,13 @@ def train(given: Mapping[str, Any], out: Path, command: str = "", received: list
     config = resolved(given, len(sources.train), _processes(device) * first.recipe.grad_accum_steps)
     _check_trackers(config.log_with)
     accelerator = accelerator_for(config.recipe, device, list(config.log_with) or None, out)
-    main = accelerator.is_main_process
-    if main:
-        _open(out, config)
-    accelerator.wait_for_everyone()
-    torch.manual_seed(config.seed)
-    model = build(config, sources)
-    model.to(accelerator.device)
     try:
+        if accelerator.is_main_process:
+            _open(out, config)
+        accelerator.wait_for_everyone()
+        torch.manual_seed(config.seed)
+        model = build(config, sources)
+        model.to(accelerator.device)
         return _Run(config, out, model, sources, accelerator, command, _Signals(received)).run()
     finally:
         forget(accelerator)

@@ -31,7 +31,7 @@ from vars_ode.study import run as study
 from vars_ode.study.archive import collect, read_archive
 from vars_ode.study.findings import Findings
 from vars_ode.study.measure import EVALUATION, measure_solvers
-from vars_ode.study.plan import Arm, Plan
+from vars_ode.study.plan import Arm, Plan, read_plan
 from vars_ode.study.records import read_results
 from vars_ode.study.run import COLUMNS, Job, run_study
 from vars_ode.training import Recipe
@@ -400,6 +400,22 @@ def test_an_archive_holds_every_answer(selected: Path, tmp_path: Path) -> None:
         read_archive(tmp_path / "study")
 
 
+def test_the_models_of_the_studies_in_the_docs_have_as_many_parameters() -> None:
+    for path in (Path(__file__).parents[1] / "docs" / "study").glob("*.yaml"):
+        plan, names, _ = read_plan(path)
+        if not plan.learning_rates:
+            continue  # the dial's arms differ in their training
+        counts = {name: sum(p.numel() for p in plan.build(name, 0).parameters()) for name in names}
+        assert max(counts.values()) < 1.02 * min(counts.values()), (path.name, counts)
+        assert {plan.arm(name).attention for name in names} >= {
+            "softmax",
+            "performer",
+            "vars-s",
+            "vars-d",
+            "vars-sd-factor",
+        }
+
+
 def test_findings_of_a_study(selected: Path, tmp_path: Path) -> None:
     collect(selected, tmp_path / "study")
     found = Findings(read_archive(tmp_path / "study"))
@@ -416,7 +432,9 @@ def test_findings_of_a_study(selected: Path, tmp_path: Path) -> None:
         found.archive.correct("wide", [(name, level)])[:, 0] for name, level in (("clean", 0), ("small_contrast", 1))
     )
     assert found.value("wide", "kept") == pytest.approx((clean & corrupted).sum() / clean.sum())
-    assert found.value("wide", "attacks") <= found.value("wide", "pgd")
+    assert {name for name, _ in found.attacks("wide")} == {"fgsm", "white-box", "through rk4@5", "square"}
+    together = [found.archive.correct("wide", [attack])[:, 0] for attack in found.attacks("wide")]
+    assert found.value("wide", "attacks") == np.all(together, axis=0).mean()
     assert set(found.against_baseline) == {("wide", measure) for measure in found.measures}
     assert "occlusion" not in found.measures  # it was not measured
     difference = found.against_baseline["wide", "kept"].difference

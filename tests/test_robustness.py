@@ -173,6 +173,17 @@ def test_constant_image_stays(name: str) -> None:
     torch.testing.assert_close(corrupt(grey, name, 3), grey)
 
 
+def test_translation_moves_the_whole_image_one_of_eight_ways() -> None:
+    images = torch.zeros(100, 1, 28, 28)
+    images[:, :, 14, 14] = 1.0
+    moved = corrupt(images, "small_translation", 2)[:, 0]
+    way = round(strengths("small_translation")[1] * 28)
+    offsets = {tuple(place) for place in (moved.nonzero()[:, 1:] - 14).tolist()}
+    assert torch.equal(moved.sum((1, 2)), torch.ones(100))
+    assert offsets == {(r, c) for r in (-way, 0, way) for c in (-way, 0, way) if (r, c) != (0, 0)}
+    assert way > 2  # beyond the shifts that models are trained with
+
+
 def test_occlusion_covers_one_square() -> None:
     covered = corrupt(torch.zeros(50, 1, 20, 30), "small_occlusion", 3) == 0.5
     side = round(strengths("small_occlusion")[2] * 20)

@@ -20,7 +20,7 @@ import numpy as np
 
 from vars_ode.statistics import Difference
 from vars_ode.study.archive import collect, read_archive
-from vars_ode.study.findings import ATTACKS, BASELINE, MEASURES, Findings, Found, Maps
+from vars_ode.study.findings import BASELINE, MEASURES, WHITE_BOX, Findings, Found, Maps
 
 HERE = Path(__file__).parent
 DATA = {"fashion-mnist": "Fashion-MNIST", "digits": "the digits"}
@@ -267,7 +267,7 @@ def setting(studies: dict[str, Findings]) -> str:
         "was trained on, and stand apart. PGD takes "
         f"{s['attack_steps']} steps of {s['attack_step']:g} eps in {s['restarts']} restarts, at eps = "
         f"{255 * s['eps']:.0f}/255; "
-        f"the VARS models are attacked through their own solve and through RK4 as well, and all by Square with "
+        f"the VARS models are attacked through their own solve and through `{s['transfer']}` as well, and all by Square with "
         f"{s['queries']} "
         f"queries, on {s['attack_images']} images. Differences are paired by seed and image; their 95 % intervals "
         "come from a bootstrap over both (2,000 resamples), and their p-values are corrected by Holm over all the "
@@ -334,11 +334,9 @@ def diagnosis(study: Findings) -> str:
     """Whether the gradient of an attack misleads: an attack through another solve or without one that does better."""
     worse = []
     for arm in study.main:
-        if study.archive.measured(arm, ("white-box", 0)):
-            white = study.archive.correct(arm, [("white-box", 0)]).mean()
-            for name in ATTACKS[1:]:
-                if study.archive.measured(arm, (name, 0)) and study.archive.correct(arm, [(name, 0)]).mean() < white:
-                    worse.append(f"`{arm}` {name}")
+        accuracy = {attack: study.archive.correct(arm, [attack]).mean() for attack in study.attacks(arm)}
+        better = [name for (name, _), value in accuracy.items() if value < accuracy.get(WHITE_BOX, 0.0)]
+        worse += [f"`{arm}` {name}" for name in better]
     if not worse:
         return "No attack through another solve or without gradients does better than the white-box one."
     return f"An attack other than the white-box one does better on {listed(worse)}: there the gradient misleads it."

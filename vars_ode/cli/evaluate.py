@@ -15,7 +15,11 @@ _TREE = "Its folder, as the archive leaves it."
 
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A saved model: a folder of save_pretrained, such as a run of train, or a file.")
+        Path,
+        typer.Argument(
+            help="A saved model: a folder of save_pretrained, such as a run of train, or a file; or "
+            "one that comes with the package, such as fashion-mnist/softmax."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Results folder: new, or of this evaluation.")],
     data: Annotated[

@@ -1,4 +1,4 @@
-"""Small data sets that need no download, by name."""
+"""Data sets that fit into memory and need no download, by name: embedded ones, and those of installed packages."""
 
 from __future__ import annotations
 

@@ -107,9 +107,8 @@ def write_report(folder: Path) -> Path:
         "Glossary": page.definitions(GLOSSARY),
     }
     started = results.details.get("started")
-    kicker = f"vars-ode {'study' if results.settings.get('arms') else 'demo'}" + (
-        f", started {started}" if started else ""
-    )
+    command = "study" if results.settings.get("arms") else "demo"
+    kicker = f"vars-ode {command}" + (f", started {started}" if started else "")
     path = folder / "report.html"
     path.write_text(page.page(TITLE, kicker, sections), encoding="utf-8")
     return path

@@ -14,13 +14,13 @@ from vars_ode.study.archive import Archive, Run
 
 BASELINE = "softmax"
 CLEAN = ("clean", 0)
-ATTACKS = ("white-box", "through rk4@5", "square")
+WHITE_BOX = ("white-box", 0)
 MEASURES = {
     "clean": "clean images",
     "corrupted": "mean of the corruptions",
     "kept": "corrupted images among those recognised when clean",
     "fgsm": "FGSM",
-    "pgd": "PGD-20 with restarts",
+    "pgd": "PGD through the model's own solve",
     "attacks": "all attacks together",
     "occlusion": "occlusion",
     "translation": "translation",
@@ -70,7 +70,7 @@ class Findings:
     def measures(self) -> list[str]:
         """Those of `MEASURES` for which all arms of the main comparison have the conditions."""
         needed = {"clean": [CLEAN], "corrupted": self.corrupted, "kept": self.corrupted, "fgsm": [("fgsm", 0)]}
-        needed |= {"pgd": [("white-box", 0)], "attacks": [("white-box", 0)]}
+        needed |= {"pgd": [WHITE_BOX], "attacks": [WHITE_BOX]}
         needed |= {shift: self.conditions([f"small_{shift}"]) for shift in ("occlusion", "translation")}
         measured = self.archive.measured
         return [m for m in MEASURES if all(measured(arm, c) for arm in self.main for c in needed[m])]
@@ -81,6 +81,11 @@ class Findings:
     @property
     def corrupted(self) -> list[tuple[str, int]]:
         return self.conditions(self.archive.settings["corruptions"])
+
+    def attacks(self, arm: str) -> list[tuple[str, int]]:
+        """The attacks that an arm was measured under; one without a solver is not attacked through another."""
+        named = [key for keys in self.archive.conditions.values() for key in keys if key[1] == 0 and key != CLEAN]
+        return [key for key in named if self.archive.measured(arm, key)]
 
     def scores(self, arm: str, measure: str, seeds: Sequence[int] | None = None) -> Scores:
         """Of each image under a measure."""
@@ -98,14 +103,13 @@ class Findings:
         if measure in ("occlusion", "translation"):
             return Scores(correct(self.conditions([f"small_{measure}"])).mean(1))
         if measure == "attacks":
-            measured = [(name, 0) for name in ATTACKS if self.archive.measured(arm, (name, 0))]
-            return Scores(np.asarray(correct(measured).all(1)))
-        return Scores(correct([("white-box" if measure == "pgd" else measure, 0)])[:, 0])
+            return Scores(np.asarray(correct(self.attacks(arm)).all(1)))
+        return Scores(correct([WHITE_BOX if measure == "pgd" else (measure, 0)])[:, 0])
 
     def value(self, arm: str, measure: str) -> float:
         """The mean over seeds and images."""
         values, weights = self.scores(arm, measure)
-        return float(np.average(values, weights=weights if weights is not None else None))
+        return float(np.average(values, weights=weights))
 
     def by_seed(self, arm: str, measure: str) -> np.ndarray:
         values, weights = self.scores(arm, measure)

@@ -112,7 +112,7 @@ def run_study(
     ]
     for attention in dict.fromkeys(attentions):
         _try_out(attention, plan)
-    for attention in list(dict.fromkeys(attentions)):
+    for attention in attentions:
         twin = plan.arm(attention).twin
         if plan.learning_rates and twin is not None and twin not in attentions:
             raise ValueError(f"arm {attention!r} takes the learning rate of {twin!r}, which is not among those trained")
@@ -302,7 +302,8 @@ def _from_selection(origin: Path, target: Path) -> dict[str, Any] | None:
     """The training that a learning rate was chosen by, where it is that of a run."""
     record = _trained(origin)
     if record is not None:
-        shutil.copytree(origin, target, dirs_exist_ok=True)
+        shutil.copytree(origin, target, ignore=shutil.ignore_patterns(TRAINED), dirs_exist_ok=True)
+        write_json(target / TRAINED, record)  # last, as in a training
     return record
 
 

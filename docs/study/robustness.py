@@ -268,7 +268,8 @@ def setting(studies: dict[str, Findings]) -> str:
         f"{s['attack_steps']} steps of {s['attack_step']:g} eps in {s['restarts']} restarts, at eps = "
         f"{255 * s['eps']:.0f}/255; "
         f"the VARS models are attacked through their own solve and through `{s['transfer']}` as well, and all "
-        f"by Square with {s['queries']} queries, on {s['attack_images']} images. Differences are paired by seed and image; their 95 % intervals "
+        f"by Square with {s['queries']} queries,"
+        f" on {s['attack_images']} images. Differences are paired by seed and image; their 95 % intervals "
         "come from a bootstrap over both (2,000 resamples), and their p-values are corrected by Holm over all the "
         f"{len(study.against_baseline)} comparisons of a data set.\n"
     )
